@@ -29,9 +29,7 @@ class EigenscopeError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.expected, self.remedy)
 
 
-def _rebuild(
-    kind: type[EigenscopeError], what: str, where: str, expected: str, remedy: str
-) -> EigenscopeError:
+def _rebuild(kind: type[EigenscopeError], what: str, where: str, expected: str, remedy: str) -> EigenscopeError:
     return kind(what, where=where, expected=expected, remedy=remedy)
 
 

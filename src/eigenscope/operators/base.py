@@ -120,9 +120,15 @@ class LinearOperator(ABC):
             )
         if X.dtype != self.dtype:
             raise InputError(
-                f"the block is {X.dtype}", where=where, expected=str(self.dtype), remedy=f"use X.to({self.dtype})"
+                f"the block is {X.dtype}",
+                where=where,
+                expected=str(self.dtype),
+                remedy=f"use X.to({self.dtype})",
             )
         if X.device != self.device:
             raise InputError(
-                f"the block is on {X.device}", where=where, expected=str(self.device), remedy="move one to the other"
+                f"the block is on {X.device}",
+                where=where,
+                expected=str(self.device),
+                remedy="move one to the other",
             )

@@ -1,0 +1,65 @@
+"""Eigenscope: the spectral instrument for neural networks.
+
+Names are loaded when first used, so that ``eigenscope --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eigenscope.methods.choose import eigh, spectrum, svd
+    from eigenscope.models.sources import open_checkpoint
+    from eigenscope.operators.arrays import Dense, LowRank, Sparse
+    from eigenscope.operators.base import LinearOperator
+    from eigenscope.results import Estimate, Record, Run, Spectrum
+    from eigenscope.tasks.scan import Scan, scan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Dense",
+    "Estimate",
+    "LinearOperator",
+    "LowRank",
+    "Record",
+    "Run",
+    "Scan",
+    "Sparse",
+    "Spectrum",
+    "eigh",
+    "open_checkpoint",
+    "scan",
+    "spectrum",
+    "svd",
+]
+
+_HOMES = {
+    "Dense": "operators.arrays",
+    "Estimate": "results",
+    "LinearOperator": "operators.base",
+    "LowRank": "operators.arrays",
+    "Record": "results",
+    "Run": "results",
+    "Scan": "tasks.scan",
+    "Sparse": "operators.arrays",
+    "Spectrum": "results",
+    "eigh": "methods.choose",
+    "open_checkpoint": "models.sources",
+    "scan": "tasks.scan",
+    "spectrum": "methods.choose",
+    "svd": "methods.choose",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

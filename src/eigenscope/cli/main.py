@@ -1,0 +1,132 @@
+"""The ``eigenscope`` executable: parse, call the task, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import eigenscope
+from eigenscope.cli import options as shared
+from eigenscope.errors import EigenscopeError
+
+app = typer.Typer(
+    help="The spectral instrument for neural networks.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+)
+
+# Typer re-exports only this error of those it raises for a bad command line.
+UsageError = typer.BadParameter.__mro__[1]
+FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eigenscope {eigenscope.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def scan(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a file, a hub id owner/name, or demo.")],
+    output: shared.Output = None,
+    report: shared.Page = None,
+    json: shared.Json = False,
+    plan: shared.Plan = False,
+    coverage: Annotated[bool, typer.Option("--coverage", help="Also list what became of every tensor.")] = False,
+    columns: Annotated[str, typer.Option(metavar="A,B,…", help="Columns to show, by name; default: what fits.")] = "",
+    target_condition: Annotated[float, typer.Option(metavar="κ", help="Condition number that `ridge` aims at.")] = 1e4,
+    eigenvalues: Annotated[bool, typer.Option("--eigenvalues", help="Also the eigenvalues of square maps.")] = False,
+    conv_grid: Annotated[int, typer.Option(metavar="N", help="Image size for the norm of 2-D convolutions.")] = 16,
+    include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only matrices of these names.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")] = None,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = "float64",
+    workers: shared.Workers = None,
+    seed: shared.Seed = 0,
+    quiet: shared.Quiet = False,
+) -> None:
+    """Spectrum and readings of every weight matrix of a checkpoint."""
+    from eigenscope.cli.scan import run_scan
+    from eigenscope.tasks.readings import ScanOptions
+
+    run_scan(
+        source,
+        ScanOptions(
+            device=device, dtype=dtype, target_condition=target_condition, eigenvalues=eigenvalues, conv_grid=conv_grid,
+            include=tuple(include or ()), exclude=tuple(exclude or ()), seed=seed,
+        ),
+        workers=workers, output=output, report=report, as_json_text=json, plan_only=plan, show_coverage=coverage,
+        columns=tuple(name.strip() for name in columns.split(",") if name.strip()), quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run file, as written by -o.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PAGE", help="Default: RUN with the ending .html.")
+    ] = None,
+) -> None:
+    """Write the page of a run file."""
+    from eigenscope.engine.runfile import RunFile
+    from eigenscope.report.html import write_page
+
+    page = output or run.with_suffix(".html")
+    with RunFile(run) as file:
+        write_page(file.load(), page)
+    typer.echo(page)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run file, as written by -o.")],
+    output: Annotated[Path, typer.Argument(metavar="TABLE", help="A file ending in .csv, .parquet or .json.")],
+) -> None:
+    """Write the rows of a run file as CSV, Parquet or JSON."""
+    from eigenscope.engine.export import write
+    from eigenscope.engine.runfile import RunFile
+
+    with RunFile(run) as file:
+        write(file.load(), output)
+    typer.echo(output)
+
+
+def main() -> None:
+    """Run the program and leave with its exit code: 0 done, 2 bad input, 130 interrupted."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except EigenscopeError as error:
+        code = _complain(str(error))
+    except BrokenPipeError:
+        # The reader (`| head`) has what it wanted. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FINISHED
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted; finished rows are kept in the run file, where one was named", INTERRUPTED)
+    except OSError as error:
+        code = _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+    except UsageError as error:
+        error.show()
+        code = BAD_INPUT
+    sys.exit(code or FINISHED)
+
+
+def _complain(text: str, code: int = BAD_INPUT) -> int:
+    print(f"eigenscope: {text}", file=sys.stderr)
+    return code

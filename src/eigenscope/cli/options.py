@@ -1,0 +1,23 @@
+"""Options that every verb shares, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="RUN", help="Run file; the same command resumes an unfinished one."),
+]
+Page = Annotated[Path | None, typer.Option("--report", metavar="PAGE", help="Write a self-contained HTML page.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the run as JSON instead of a table.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Print what would be read and what it costs, then stop.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="Torch device of the arithmetic.")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="float64, or float32: faster on some devices, coarser.")]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Matrices at a time; default: the processors available.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random; the run records it.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

@@ -1,0 +1,177 @@
+"""The SQLite file of a run: one transaction per row, so that an interrupted run loses no finished row."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from eigenscope.errors import RunFileError
+from eigenscope.results import Coverage, Record, Run
+
+SCHEMA = 1
+APPLICATION = 0x45534350
+"""Marks the file as ours ("ESCP") in SQLite's header."""
+
+_TABLES = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE records (name TEXT PRIMARY KEY, place INTEGER NOT NULL, readings TEXT NOT NULL,
+                      singular_values BLOB, eigenvalues BLOB);
+CREATE TABLE coverage (place INTEGER PRIMARY KEY, tensor TEXT NOT NULL, entry TEXT NOT NULL);
+"""
+
+
+class RunFile:
+    """A run's rows on disk. Without a path, a temporary database that vanishes when it is closed.
+
+    Args:
+        path: the file; made if it does not exist.
+        identity: what makes two runs the same (verb, source's fingerprint, options): plain values. A file whose
+            identity differs is refused, never overwritten. None opens a finished file for reading.
+
+    Raises:
+        RunFileError: not a run file, of another run, of a newer version, or not writable.
+    """
+
+    def __init__(self, path: str | Path | None, identity: Mapping[str, Any] | None = None) -> None:
+        self.where = str(path) if path is not None else "temporary run file"
+        if path is not None and identity is None and not Path(path).is_file():
+            raise RunFileError("no such file", where=self.where, expected="a run file, as written by -o RUN")
+        with self._guarded():
+            self._db = sqlite3.connect(str(path) if path is not None else "", isolation_level=None)
+        try:
+            with self._guarded():
+                self._prepare(identity, on_disk=path is not None)
+        except RunFileError:
+            self._db.close()
+            raise
+
+    def _prepare(self, identity: Mapping[str, Any] | None, *, on_disk: bool) -> None:
+        db = self._db
+        if db.execute("PRAGMA schema_version").fetchone()[0] == 0:
+            if identity is None:
+                raise RunFileError("is empty", where=self.where, expected="a run file, as written by -o RUN")
+            if on_disk:
+                # The log survives a killed process; only a power cut can lose the last rows, never the file.
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = NORMAL")
+            identity_json = json.dumps(identity, sort_keys=True)
+            db.executescript(f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION}; COMMIT;")
+            db.execute("INSERT INTO about VALUES ('schema', ?), ('identity', ?)", (str(SCHEMA), identity_json))
+            return
+        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
+            raise RunFileError("is a database of another program", where=self.where, remedy="name another file")
+        if int(self._about("schema") or 0) != SCHEMA:
+            raise RunFileError(
+                f"has schema {self._about('schema')}", where=self.where, expected=f"schema {SCHEMA}",
+                remedy="it was written by another version of eigenscope; name another file",
+            )  # fmt: skip
+        stored = json.loads(self._about("identity") or "{}")
+        wanted = json.loads(json.dumps(identity)) if identity is not None else stored
+        if stored != wanted:
+            differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
+            shown = [f"{key} {_short(stored.get(key))}, now {_short(wanted.get(key))}" for key in differing[:3]]
+            raise RunFileError(
+                f"holds another run ({'; '.join(shown)})", where=self.where,
+                remedy="name another run file, or delete this one",
+            )  # fmt: skip
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise RunFileError(
+                f"cannot be written: {error}", where=self.where, remedy="check the folder, its rights and free space; "
+                "rows already written are kept",
+            ) from error  # fmt: skip
+        except sqlite3.DatabaseError as error:
+            raise RunFileError(f"not a run file: {error}", where=self.where, remedy="name another file") from error
+
+    def _about(self, key: str) -> str | None:
+        row = self._db.execute("SELECT value FROM about WHERE key = ?", (key,)).fetchone()
+        return str(row[0]) if row else None
+
+    def finished(self) -> set[str]:
+        """Names of the rows that are already here."""
+        with self._guarded():
+            return {name for (name,) in self._db.execute("SELECT name FROM records")}
+
+    def append(self, record: Record, place: int) -> None:
+        """Write one row, in its own transaction; ``place`` is its position in the table."""
+        values = None if record.values is None else np.ascontiguousarray(record.values, "<f8").tobytes()
+        eigenvalues = None if record.eigenvalues is None else np.ascontiguousarray(record.eigenvalues, "<c16").tobytes()
+        row = (record.name, place, json.dumps(dict(record.readings)), values, eigenvalues)
+        with self._guarded():
+            self._db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)", row)
+
+    def describe(self, source: str, coverage: tuple[Coverage, ...]) -> None:
+        """Write what is known before the first row: the source's name and the fate of every tensor."""
+        rows = [(place, entry.tensor, json.dumps(asdict(entry))) for place, entry in enumerate(coverage)]
+        with self._guarded():
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO coverage VALUES (?, ?, ?)", rows)
+            self._db.execute("INSERT OR REPLACE INTO about VALUES ('source', ?)", (source,))
+            self._db.execute("COMMIT")
+
+    def finish(self, provenance: Mapping[str, Any]) -> None:
+        """Write how the run was made."""
+        with self._guarded():
+            self._db.execute(
+                "INSERT OR REPLACE INTO about VALUES ('provenance', ?)", (json.dumps(provenance, default=str),)
+            )
+
+    def provenance(self) -> dict[str, Any]:
+        """How the run was made; empty while it is not finished."""
+        with self._guarded():
+            held: dict[str, Any] = json.loads(self._about("provenance") or "{}")
+            return held
+
+    def load(self, *, with_values: bool = True) -> Run:
+        """The run as it stands, finished or not.
+
+        Args:
+            with_values: bring the singular values as well as the readings.
+        """
+        chosen = "singular_values, eigenvalues" if with_values else "NULL, NULL"
+        with self._guarded():
+            records = tuple(
+                Record(
+                    name, json.loads(readings), None if values is None else np.frombuffer(values, "<f8"),
+                    None if eigenvalues is None else np.frombuffer(eigenvalues, "<c16"),
+                )
+                for name, readings, values, eigenvalues in self._db.execute(
+                    f"SELECT name, readings, {chosen} FROM records ORDER BY place"
+                )
+            )  # fmt: skip
+            coverage = tuple(
+                Coverage(**{**json.loads(entry), "shape": tuple(json.loads(entry)["shape"])})
+                for (entry,) in self._db.execute("SELECT entry FROM coverage ORDER BY place")
+            )
+            identity = json.loads(self._about("identity") or "{}")
+            source = self._about("source") or ""
+        return Run(str(identity.get("verb", "")), source, records, coverage, self.provenance())
+
+    def close(self) -> None:
+        """Close the file; a temporary one is gone."""
+        self._db.close()
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"

@@ -1,0 +1,111 @@
+"""What solving with a matrix, or holding it in few bits, costs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+FP16_EPS = 2.0**-10
+ENTRIES_AT_ONCE = 2**20
+
+
+def condition_number(values: Array) -> float | None:
+    """σ_max/σ_min; infinite if singular, None for the zero or empty matrix.
+
+    Golub & Van Loan, Matrix Computations, 4th ed., §2.6.2 (2-norm; for a rectangular matrix, §5.3.1).
+    """
+    if not len(values) or values[0] == 0.0:
+        return None
+    return float(values[0] / values[-1]) if values[-1] > 0.0 else math.inf
+
+
+def digits_lost(condition: float) -> float:
+    """log₁₀ κ: decimal digits that solving can cost (Higham, Accuracy and Stability, 2nd ed., §1.6)."""
+    return math.log10(condition)
+
+
+def digits_left(condition: float, eps: float) -> float:
+    """Digits of a format of machine epsilon ``eps`` that remain after the loss, never less than 0."""
+    return max(0.0, -math.log10(eps) - math.log10(condition))
+
+
+def ridge_for_condition(values: Array, target: float) -> float | None:
+    """The λ ≥ 0 for which [W; √λ I] has condition number ``target``; 0 where W already has less.
+
+    Its singular values are √(σᵢ² + λ) (Golub & Van Loan, §6.1.4), so (σ₁² + λ)/(σₙ² + λ) = target². Where W has
+    fewer rows than columns the stacked matrix has √λ itself among them, and σₙ is 0.
+
+    Args:
+        values: all singular values that count, descending; append a 0 for a matrix with more columns than rows.
+        target: > 1.
+    """
+    if not target > 1.0:
+        raise ValueError(f"target condition number {target}; expected more than 1")
+    if not len(values) or values[0] == 0.0:
+        return None
+    smallest = float(values[-1] / values[0])
+    excess = (1.0 - (target * smallest) ** 2) / ((target - 1.0) * (target + 1.0))
+    return max(0.0, excess) * float(values[0]) ** 2
+
+
+def storage_eps(dtype: str) -> float:
+    """Machine epsilon of a storage format; of float32 for block-quantised ones, which are dequantised to it."""
+    known = getattr(torch, dtype, None)
+    if isinstance(known, torch.dtype) and known.is_floating_point:
+        return float(torch.finfo(known).eps)
+    return float(torch.finfo(torch.float32).eps)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Facts about the entries of a matrix that its spectrum does not tell.
+
+    Attributes:
+        nan, infinite: how many.
+        first: row and column of the first of them, or None.
+        overflow: share that fp16 would turn into infinity: |w| ≥ 65520, which rounds up (IEEE 754-2019, §4.3.1, §7.4).
+        underflow: share, not 0, that fp16 would turn into 0: |w| ≤ 2⁻²⁵, which rounds to even (§7.5).
+    """
+
+    nan: int
+    infinite: int
+    first: tuple[int, int] | None
+    overflow: float
+    underflow: float
+
+
+def inspect_entries(W: Tensor) -> Entries:
+    """Count what is not finite and what fp16 cannot hold, a block of rows at a time.
+
+    Args:
+        W: (m, n), any floating or complex dtype. Never changed.
+    """
+    rows, cols = W.shape
+    nan = infinite = overflow = underflow = 0
+    first: tuple[int, int] | None = None
+    height = max(1, ENTRIES_AT_ONCE // max(cols, 1))
+    for start in range(0, rows, height):
+        block = W[start : start + height]
+        size = (block.to(torch.float32) if block.element_size() == 1 else block).abs()
+        if not size.numel():
+            continue
+        smallest, largest = (float(extreme) for extreme in torch.aminmax(size))
+        if not math.isfinite(largest):
+            bad = ~torch.isfinite(size)
+            nan += int(torch.isnan(size).sum())
+            infinite += int(torch.isinf(size).sum())
+            if first is None:
+                row, col = (int(x) for x in bad.nonzero()[0])
+                first = (start + row, col)
+        if largest >= 65520.0:
+            overflow += int((torch.isfinite(size) & (size >= 65520.0)).sum())
+        if smallest <= 2.0**-25:
+            underflow += int(((size <= 2.0**-25) & (size > 0)).sum())
+    total = max(rows * cols, 1)
+    return Entries(nan, infinite, first, overflow / total, underflow / total)

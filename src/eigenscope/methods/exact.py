@@ -1,0 +1,297 @@
+"""Decompositions of dense matrices by LAPACK, with the error bound of the route taken.
+
+Two routes. *gram*: the float64 Gram matrix of the small side, summed block by block, then ``dsyevr``; the
+fastest, and for float32 weights more accurate than a float32 SVD, but squaring costs half of the digits of
+the smallest values. *lapack*: a bidiagonal SVD (``gesdd``), whose absolute error is a few eps·σ₁.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eigenscope.errors import InputError
+from eigenscope.methods.lapack import add_gram, symmetric_eigen
+from eigenscope.results import Spectrum
+
+ROUNDING = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.complex128: 2.0**-53,
+    torch.complex64: 2.0**-24,
+}
+BLOCK = 1024
+SMALLEST_RELATIVE = 1e-3
+"""Relative error bound of σ_min beyond which ``singular_values`` leaves the Gram route."""
+DEFAULT_TOLERANCE = 1e-6
+
+
+def gram_bound(frobenius: float, largest: float, inner: int, size: int) -> float:
+    """Bound ε on the error of every eigenvalue of the computed Gram matrix: |σ̂² − σ²| ≤ ε.
+
+    Forming an inner product of length ``inner`` in float64 errs by at most √inner·u·Σ|aᵢbᵢ| with high probability
+    (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, Theorem 3.1), hence the matrix by √inner·u·‖A‖_F²; the
+    symmetric eigensolver is backward stable with p(n)·u·σ₁², p(n) = n (LAPACK Users' Guide, §4.7); Weyl's
+    inequality adds the two. Doubled for the terms of second order.
+    """
+    return 2.0 * ROUNDING[torch.float64] * (math.sqrt(inner) * frobenius**2 + size * largest**2)
+
+
+def value_bounds(values: Tensor, epsilon: float) -> Tensor:
+    """Bounds (k,) on |σ̂ − σ| that follow from |σ̂² − σ²| ≤ ε: never more than √ε, and ε/σ̂ where that is less."""
+    root = math.sqrt(epsilon)
+    return torch.full_like(values, 0.0) if root == 0.0 else epsilon / values.clamp(min=root)
+
+
+def lapack_bound(shape: tuple[int, int], largest: float, dtype: torch.dtype = torch.float64) -> float:
+    """Bound on the absolute error of every value of a backward stable SVD: max(m, n)·eps·σ₁.
+
+    LAPACK Users' Guide, 3rd ed., §4.9.1, with p(m, n) = max(m, n).
+    """
+    return max(shape) * 2.0 * ROUNDING[dtype] * largest
+
+
+def singular_values(A: Tensor, *, method: str = "auto", tol: float | None = None) -> Spectrum:
+    """All singular values of a real or complex matrix, without vectors.
+
+    Args:
+        A: (m, n), any floating dtype, on any device that has float64. Never changed.
+        method: "auto", "gram" (float64 Gram matrix) or "lapack" (SVD in float64), "lapack-float32".
+        tol: accuracy asked of every value, relative to σ₁. None asks for σ_min to 1e-3 of itself.
+
+    Returns:
+        A complete :class:`Spectrum` whose ``bounds`` hold for the route taken.
+
+    Raises:
+        InputError: an unknown method.
+        ArithmeticError: LAPACK did not converge.
+    """
+    if method not in ("auto", "gram", "lapack", "lapack-float32"):
+        raise InputError(f"unknown method {method!r}", expected="auto, gram, lapack or lapack-float32")
+    if method == "gram" and A.is_complex():
+        raise InputError("the gram method is for real matrices", remedy="use method='lapack'")
+    if method.startswith("lapack") or A.is_complex():
+        reason = "complex entries" if method == "auto" else "asked for"
+        return _by_lapack(A, reason, tol, torch.float32 if method.endswith("float32") else torch.float64)
+    by_gram = _by_gram(A, tol)
+    if method == "gram" or not len(by_gram):
+        return by_gram
+    largest, smallest = float(by_gram.values[0]), float(by_gram.values[-1])
+    if tol is not None:
+        if bool(by_gram.converged.all()):
+            return by_gram
+        reason = f"the Gram route bounds the errors by {float(by_gram.bounds.max()) / largest:.0e}·σ₁ only"
+    else:
+        if float(by_gram.bounds[-1]) <= SMALLEST_RELATIVE * smallest or largest == 0.0:
+            return by_gram
+        reason = f"σ_min/σ_max ≈ {smallest / largest:.0e} is near the floor of the Gram route"
+    return _by_lapack(A, reason, tol, torch.float64)
+
+
+def _by_gram(A: Tensor, tol: float | None) -> Spectrum:
+    rows, cols = A.shape
+    gram, exponent = gram_matrix(A)
+    if A.device.type == "cpu":
+        eigenvalues = torch.from_numpy(symmetric_eigen(gram.numpy())[0])
+    else:
+        eigenvalues = torch.linalg.eigvalsh(gram).cpu()
+    values = eigenvalues.flip(0).clamp(min=0.0).sqrt()
+    largest = float(values[0]) if len(values) else 0.0
+    frobenius = float(torch.linalg.vector_norm(values))
+    bounds = value_bounds(values, gram_bound(frobenius, largest, max(rows, cols), min(rows, cols)))
+    scale = 2.0**exponent
+    return _values_only(
+        values * scale,
+        bounds * scale,
+        (rows, cols),
+        tol,
+        "gram",
+        "float64 Gram matrix of the small side, fastest",
+    )
+
+
+def _by_lapack(A: Tensor, reason: str, tol: float | None, dtype: torch.dtype) -> Spectrum:
+    rows, cols = A.shape
+    work = torch.complex128 if A.is_complex() and dtype == torch.float64 else dtype
+    if A.is_complex() and dtype == torch.float32:
+        work = torch.complex64
+    exponent = _exponent(A)
+    values = torch.linalg.svdvals(_scaled(A, exponent).to(work)).to("cpu", torch.float64)
+    largest = float(values[0]) if len(values) else 0.0
+    bounds = torch.full_like(values, lapack_bound((rows, cols), largest, dtype))
+    scale = 2.0**exponent
+    name = "lapack" if dtype == torch.float64 else "lapack-float32"
+    return _values_only(values * scale, bounds * scale, (rows, cols), tol, name, reason)
+
+
+def _values_only(
+    values: Tensor, bounds: Tensor, shape: tuple[int, int], tol: float | None, method: str, reason: str
+) -> Spectrum:
+    largest = float(values[0]) if len(values) else 0.0
+    tolerance = DEFAULT_TOLERANCE if tol is None else tol
+    return Spectrum(
+        values=values, left=None, right=None, residuals=None, bounds=bounds,
+        converged=bounds <= tolerance * largest, kind="singular", shape=shape, complete=True,
+        frobenius=float(torch.linalg.vector_norm(values)), method=method, reason=reason,
+    )  # fmt: skip
+
+
+def gram_matrix(A: Tensor) -> tuple[Tensor, int]:
+    """Float64 Gram matrix of the small side, of A·2^−e, and e.
+
+    A is promoted block by block, so that the float64 copy never exceeds 1024 rows or columns of it.
+    On the CPU only the upper triangle is filled.
+
+    Args:
+        A: (m, n) real.
+
+    Returns:
+        (s, s) with s = min(m, n), and the exponent e that keeps the squares inside float64's range.
+    """
+    rows, cols = A.shape
+    size, of_rows = min(rows, cols), rows < cols
+    exponent = _exponent(A)
+    gram = torch.zeros(size, size, dtype=torch.float64, device=A.device)
+    for start in range(0, max(rows, cols), BLOCK):
+        part = A[:, start : start + BLOCK] if of_rows else A[start : start + BLOCK]
+        block = _scaled(part.to(torch.float64), exponent).contiguous()
+        if A.device.type == "cpu":
+            add_gram(gram.numpy(), block.numpy(), of_rows=of_rows)
+        else:
+            gram += block @ block.T if of_rows else block.T @ block
+    return gram, exponent
+
+
+def _exponent(A: Tensor) -> int:
+    """e such that the largest entry of A·2^−e is near 1; 0 unless its square would leave float64's range."""
+    if A.dtype not in (torch.float64, torch.complex128) or A.numel() == 0:
+        return 0
+    largest = float(A.abs().max())
+    return int(math.frexp(largest)[1]) if largest != 0.0 and not 1e-120 < largest < 1e120 else 0
+
+
+def _scaled(A: Tensor, exponent: int) -> Tensor:
+    # Two factors: 2^−e alone overflows for the smallest subnormal numbers.
+    return A if exponent == 0 else A * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - (-exponent // 2))
+
+
+def singular_triplets(A: Tensor, k: int, *, method: str = "auto", tol: float | None = None) -> Spectrum:
+    """The k leading singular triplets of a dense matrix, float64 (complex128), residuals measured.
+
+    Args:
+        A: (m, n), any floating dtype. Never changed.
+        k: 1 ≤ k ≤ min(m, n).
+        method: "auto", "gram" (eigenvectors of the small Gram matrix, then U = AV/σ) or "lapack" (``gesdd``).
+        tol: largest residual accepted as converged, relative to σ₁; default 1e-6.
+    """
+    if method not in ("auto", "gram", "lapack"):
+        raise InputError(f"unknown method {method!r}", expected="auto, gram or lapack")
+    if method == "gram" and A.is_complex():
+        raise InputError("the gram method is for real matrices", remedy="use method='lapack'")
+    tolerance = DEFAULT_TOLERANCE if tol is None else tol
+    rows, cols = A.shape
+    aspect = max(rows, cols) / min(rows, cols)
+    real_cpu = not A.is_complex() and A.device.type == "cpu"
+    if method == "gram" or (method == "auto" and real_cpu and (aspect >= 2.5 or 3 * k <= min(rows, cols))):
+        why = f"aspect ratio {aspect:.1f}" if aspect >= 2.5 else f"{k} of {min(rows, cols)} values"
+        result, orthogonality = _triplets_by_gram(A, k, tolerance, f"{why}: eigenvectors of the small Gram matrix")
+        good = orthogonality < 1e-9 and float(result.residuals.max()) <= 1e-9 * float(result.values[0])  # type: ignore[union-attr]
+        if method == "gram" or good:
+            return result
+        reason = "the Gram route lost orthogonality in the small values"
+    else:
+        reason = "asked for" if method == "lapack" else "dense matrix, all or many values"
+    return _triplets_by_lapack(A, k, tolerance, reason)
+
+
+def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spectrum, float]:
+    gram, exponent = gram_matrix(A)
+    values, vectors = symmetric_eigen(gram.numpy(), largest=k)
+    if vectors is None:
+        raise InputError("no eigenvectors were computed", where=f"matrix {tuple(A.shape)}")
+    small = torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
+    sigma = torch.from_numpy(values[::-1].copy()).clamp(min=0.0).sqrt()
+    A = _scaled(A.to(torch.float64), exponent)
+    wide = A.shape[0] < A.shape[1]
+    product = A.T @ small if wide else A @ small
+    sigma = torch.linalg.vector_norm(product, dim=0)
+    long = product / sigma.clamp(min=torch.finfo(torch.float64).tiny)
+    orthogonality = float((long.T @ long - torch.eye(k, dtype=torch.float64)).abs().max())
+    order = sigma.argsort(descending=True)
+    left, right = (small[:, order], long[:, order]) if wide else (long[:, order], small[:, order])
+    return _with_residuals(A, left, sigma[order], right, tol, "gram", reason, exponent), orthogonality
+
+
+def _triplets_by_lapack(A: Tensor, k: int, tol: float, reason: str) -> Spectrum:
+    exponent = _exponent(A)
+    A = _scaled(A, exponent).to(torch.complex128 if A.is_complex() else torch.float64)
+    left, sigma, right = torch.linalg.svd(A, full_matrices=False)
+    return _with_residuals(A, left[:, :k], sigma[:k], right[:k].mH, tol, "lapack", reason, exponent)
+
+
+def _with_residuals(
+    A: Tensor, left: Tensor, sigma: Tensor, right: Tensor, tol: float, method: str, reason: str, exponent: int
+) -> Spectrum:
+    rows, cols = A.shape
+    forward = torch.linalg.vector_norm(A @ right - left * sigma, dim=0)
+    backward = torch.linalg.vector_norm(A.mH @ left - right * sigma, dim=0)
+    residuals = torch.maximum(forward, backward)
+    largest = float(sigma[0])
+    scale = 2.0**exponent
+    return Spectrum(
+        values=sigma * scale, left=left.contiguous(), right=right.contiguous(), residuals=residuals * scale,
+        bounds=(residuals + lapack_bound((rows, cols), largest)) * scale, converged=residuals <= tol * largest,
+        kind="singular", shape=(rows, cols), complete=len(sigma) == min(rows, cols),
+        frobenius=float(torch.linalg.vector_norm(A)) * scale, method=method, reason=reason,
+    )  # fmt: skip
+
+
+def symmetric_pairs(A: Tensor, k: int, which: str, *, tol: float | None = None) -> Spectrum:
+    """k eigenpairs of a dense symmetric (Hermitian) matrix, descending, residuals measured.
+
+    Args:
+        A: (n, n). Never changed.
+        k: 1 ≤ k ≤ n.
+        which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "both": ⌈k/2⌉ largest and ⌊k/2⌋ smallest.
+        tol: largest residual accepted as converged, relative to max |λ|; default 1e-6.
+    """
+    tolerance = DEFAULT_TOLERANCE if tol is None else tol
+    n = A.shape[0]
+    exponent = _exponent(A)
+    A = _scaled(A, exponent).to(torch.complex128 if A.is_complex() else torch.float64)
+    values, vectors = torch.linalg.eigh(A)
+    values, vectors = values.flip(0), vectors.flip(1)
+    if which == "LM":
+        chosen = values.abs().argsort(descending=True, stable=True)[:k].sort().values
+    else:
+        top = {"LA": k, "SA": 0, "both": k - k // 2}[which]
+        chosen = torch.cat([torch.arange(top), torch.arange(n - (k - top), n)])
+    largest = float(values.abs().max())
+    picked, basis = values[chosen], vectors[:, chosen]
+    residuals = torch.linalg.vector_norm(A @ basis - basis * picked, dim=0)
+    scale = 2.0**exponent
+    return Spectrum(
+        values=picked * scale, left=None, right=basis.contiguous(), residuals=residuals * scale,
+        bounds=(residuals + lapack_bound((n, n), largest)) * scale, converged=residuals <= tolerance * largest,
+        kind="eigen", shape=(n, n), complete=k == n, frobenius=float(torch.linalg.vector_norm(A)) * scale,
+        method="lapack", reason="dense symmetric matrix",
+    )  # fmt: skip
+
+
+def eigenvalues(A: Tensor) -> Tensor:
+    """All eigenvalues of a general square matrix, complex128, by descending modulus (LAPACK ``geev``).
+
+    They are those of A + E with ‖E‖ of the order of eps·‖A‖; far from normality they can differ much from A's own
+    (Golub & Van Loan, Matrix Computations, 4th ed., §7.2).
+
+    Raises:
+        InputError: A is not square.
+    """
+    rows, cols = A.shape
+    if rows != cols:
+        raise InputError(f"eigenvalues of a {rows}×{cols} matrix", expected="a square matrix")
+    values: Tensor = torch.linalg.eigvals(A.to(torch.complex128 if A.is_complex() else torch.float64)).cpu()
+    return values[values.abs().argsort(descending=True, stable=True)]

@@ -1,0 +1,99 @@
+"""Two LAPACK/BLAS routines called without holding Python's global lock.
+
+``scipy.linalg`` keeps the lock during ``eigvalsh``, so two threads run as one. SciPy publishes the addresses
+of the same routines for compiled code (``scipy.linalg.cython_blas``, ``cython_lapack``); a ctypes call to
+them releases the lock. ``syrk`` also adds into a given array, which lets a Gram matrix be summed by blocks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cython_blas, cython_lapack
+
+Array = NDArray[np.float64]
+
+
+def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., None]:
+    capsule = module.__pyx_capi__[name]
+    get_name = ctypes.pythonapi.PyCapsule_GetName
+    get_name.restype, get_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    address = get_pointer(capsule, get_name(capsule))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
+
+
+_dsyrk = _routine(cython_blas, "dsyrk", 10)
+_dsyevr = _routine(cython_lapack, "dsyevr", 21)
+
+
+def _int(value: int) -> Any:
+    return ctypes.byref(ctypes.c_int(value))
+
+
+def _real(value: float) -> Any:
+    return ctypes.byref(ctypes.c_double(value))
+
+
+def add_gram(total: Array, block: Array, *, of_rows: bool) -> None:
+    """Add the Gram matrix of ``block`` to one triangle of ``total``, in place.
+
+    Args:
+        total: (n, n) C-contiguous; only its upper triangle is written.
+        block: C-contiguous; (r, n) adds blockᵀ block, or with ``of_rows`` (n, c) adds block blockᵀ.
+        of_rows: which of the two.
+    """
+    n = total.shape[0]
+    rows, cols = block.shape
+    if (rows if of_rows else cols) != n or not (block.flags.c_contiguous and total.flags.c_contiguous):
+        raise ValueError(f"block {block.shape} does not fit a Gram matrix of size {n}")
+    # Fortran sees the transpose: the C-contiguous (r, n) block is its n×r matrix with leading dimension n.
+    _dsyrk(
+        b"L", b"T" if of_rows else b"N", _int(n), _int(cols if of_rows else rows), _real(1.0),
+        block.ctypes.data, _int(max(cols, 1)), _real(1.0), total.ctypes.data, _int(max(n, 1)),
+    )  # fmt: skip
+
+
+def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | None]:
+    """Eigenvalues of a symmetric matrix, ascending, by ``dsyevr``; the ``largest`` ones with vectors if > 0.
+
+    Args:
+        matrix: (n, n) C-contiguous, read from its upper triangle and **destroyed**.
+        largest: 0 for all values and no vectors; otherwise how many of the largest pairs.
+
+    Returns:
+        values (n,) or (largest,), and vectors (n, largest) or None.
+
+    Raises:
+        ArithmeticError: LAPACK reports that it did not converge.
+    """
+    n = matrix.shape[0]
+    if n == 0:
+        return np.empty(0), None
+    count = largest or n
+    values, found = np.empty(n), ctypes.c_int()
+    vectors = np.empty((count, n)) if largest else np.empty((1, 1))
+    support, info = np.empty(2 * n, np.int32), ctypes.c_int()
+
+    def call(work: Array, length: int, integers: NDArray[np.int32], integer_length: int) -> None:
+        _dsyevr(
+            b"V" if largest else b"N", b"I" if largest else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
+            _real(0.0), _real(0.0), _int(n - count + 1), _int(n), _real(0.0), ctypes.byref(found),
+            values.ctypes.data, vectors.ctypes.data, _int(n), support.ctypes.data, work.ctypes.data,
+            _int(length), integers.ctypes.data, _int(integer_length), ctypes.byref(info),
+        )  # fmt: skip
+
+    size, integer_size = np.empty(1), np.empty(1, np.int32)
+    call(size, -1, integer_size, -1)
+    call(np.empty(int(size[0])), int(size[0]), np.empty(integer_size[0], np.int32), int(integer_size[0]))
+    if info.value != 0 or found.value != count:
+        raise ArithmeticError(
+            f"dsyevr returned info={info.value} and {found.value} of {count} eigenvalues of a {n}×{n} matrix"
+        )
+    return values[:count], vectors.T if largest else None

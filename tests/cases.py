@@ -1,0 +1,262 @@
+"""Matrices of known spectra, and every operator beside its dense twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from eigenscope.operators.algebra import Block, Gram, Product, Scaled, Sum
+from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
+from eigenscope.operators.base import LinearOperator
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+SHAPES = ((7, 4), (4, 7), (5, 5))
+THIN_SHAPES = ((1, 6), (6, 1), (1, 1), (0, 5), (5, 0), (0, 0))
+"""Tried in double precision only: they ask about shapes, not about rounding."""
+
+
+def gaussian(m: int, n: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(m, n) standard normal entries, drawn in double precision, then rounded to ``dtype``."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=wide).to(dtype)
+
+
+def orthonormal(m: int, k: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(m, k) orthonormal columns, k ≤ m: the Q of a Gaussian matrix, in double precision."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.linalg.qr(gaussian(m, k, seed, wide))[0]
+
+
+def with_spectrum(m: int, n: int, values: Tensor, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(m, n) matrix U diag(values) Vᴴ of the given k ≤ min(m, n) singular values; the others are 0.
+
+    Formed in double precision, then rounded to ``dtype``: by Weyl's inequality no singular value moves by more
+    than the rounding, eps·‖A‖_F.
+    """
+    count = len(values)
+    left, right = orthonormal(m, count, seed, dtype), orthonormal(n, count, seed + 1, dtype)
+    return ((left * values.to(torch.float64)) @ right.mH).to(dtype)
+
+
+def symmetric_with_spectrum(values: Tensor, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(n, n) exactly symmetric (Hermitian) matrix of the given n eigenvalues, signed, in any order."""
+    vectors = orthonormal(len(values), len(values), seed, dtype)
+    matrix = (vectors * values.to(torch.float64)) @ vectors.mH
+    return ((matrix + matrix.mH) / 2).to(dtype)
+
+
+def _steps(k: int) -> Tensor:
+    return torch.arange(k, dtype=torch.float64)
+
+
+def _padded(values: Tensor, k: int) -> Tensor:
+    return torch.cat([values[:k], torch.zeros(max(k - len(values), 0), dtype=torch.float64)])
+
+
+SPECTRA: dict[str, Callable[[int], Tensor]] = {
+    "flat": lambda k: torch.ones(k, dtype=torch.float64),
+    "decaying": lambda k: 10.0 ** (-6.0 * _steps(k) / max(k - 1, 1)),
+    "polynomial": lambda k: 1.0 / (1.0 + _steps(k)),
+    "repeated": lambda k: 1.0 / (1.0 + _steps(k) // 3),
+    "clustered": lambda k: 10.0 ** -((3 * _steps(k)) // max(k, 1)) * (1.0 - 1e-9 * _steps(k)),
+    "rank-deficient": lambda k: _padded(1.0 / (1.0 + _steps((k + 1) // 2)), k),
+    "zero": lambda k: torch.zeros(k, dtype=torch.float64),
+    "one": lambda k: _padded(torch.ones(1, dtype=torch.float64), k),
+}
+"""name → (k,) descending float64 values. decaying: 1 … 1e-6 whatever k; repeated: each value three times;
+clustered: three groups, near 1, 0.1 and 0.01, 1e-9 apart inside; rank-deficient: half are 0; one: rank one."""
+
+
+def close(actual: Tensor, expected: Tensor, *factors: Tensor) -> bool:
+    """Equal up to 100 roundings of the expected value, or of the product of the factors' norms."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    scale = float(torch.linalg.vector_norm(expected))
+    if factors:
+        scale = float(torch.stack([torch.linalg.vector_norm(factor).double() for factor in factors]).prod())
+    error = float(torch.linalg.vector_norm(actual - expected))
+    return error <= 100 * torch.finfo(expected.dtype).eps * scale
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator class, and how to build one instance of it together with the matrix that it stands for."""
+
+    name: str
+    kind: type[LinearOperator]
+    build: Callable[[], tuple[LinearOperator, Tensor]]
+
+
+Built = tuple[LinearOperator, Tensor]
+Builder = Callable[[int, int, torch.dtype], Built]
+
+
+def _dense(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = gaussian(m, n, 1, dtype)
+    return Dense(matrix), matrix.clone()
+
+
+def _low_rank(m: int, n: int, dtype: torch.dtype) -> Built:
+    left, right = gaussian(m, 2, 2, dtype), gaussian(n, 2, 3, dtype)
+    return LowRank(left, right), left @ right.mH
+
+
+def _low_rank_core(m: int, n: int, dtype: torch.dtype) -> Built:
+    left, right, core = gaussian(m, 3, 4, dtype), gaussian(n, 3, 5, dtype), gaussian(3, 1, 6, dtype)[:, 0]
+    return LowRank(left, right, core), left @ torch.diag(core) @ right.mH
+
+
+def _sparse_matrix(m: int, n: int, dtype: torch.dtype) -> Tensor:
+    matrix = gaussian(m, n, 7, dtype)
+    return torch.where(matrix.real.abs() < 0.5, torch.zeros_like(matrix), matrix)
+
+
+def _sparse_csr(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = _sparse_matrix(m, n, dtype)
+    return Sparse(scipy.sparse.csr_array(matrix.numpy())), matrix
+
+
+def _sparse_coo(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = _sparse_matrix(m, n, dtype)
+    return Sparse(scipy.sparse.coo_matrix(matrix.numpy())), matrix
+
+
+def _sum(m: int, n: int, dtype: torch.dtype) -> Built:
+    (left, left_matrix), (right, right_matrix) = _dense(m, n, dtype), _low_rank(m, n, dtype)
+    return left + right, left_matrix + right_matrix
+
+
+def _difference(m: int, n: int, dtype: torch.dtype) -> Built:
+    (left, left_matrix), (right, right_matrix) = _sparse_csr(m, n, dtype), _low_rank(m, n, dtype)
+    return left - right, left_matrix - right_matrix
+
+
+def _scaled(m: int, n: int, dtype: torch.dtype) -> Built:
+    operator, matrix = _dense(m, n, dtype)
+    factor = 0.5 - 2.0j if dtype.is_complex else -2.5
+    return factor * operator, factor * matrix
+
+
+def _product(m: int, n: int, dtype: torch.dtype) -> Built:
+    left, right = gaussian(m, 3, 8, dtype), gaussian(3, n, 9, dtype)
+    return Dense(left) @ Dense(right), left @ right
+
+
+def _nested(m: int, n: int, dtype: torch.dtype) -> Built:
+    (outer, outer_matrix), (inner, inner_matrix) = _dense(m, n, dtype), _sparse_csr(n, n, dtype)
+    return -(outer @ (inner + inner.gram())), -(outer_matrix @ (inner_matrix + inner_matrix.mH @ inner_matrix))
+
+
+def _gram(m: int, n: int, dtype: torch.dtype) -> Built:
+    operator, matrix = _dense(m, n, dtype)
+    return operator.gram(), matrix.mH @ matrix
+
+
+def _block_slices(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = gaussian(m + 3, n + 2, 10, dtype)
+    return Block(Dense(matrix), slice(2, 2 + m), slice(0, n)), matrix[2 : 2 + m, :n]
+
+
+def _block_positions(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = gaussian(m + 3, 2 * n, 11, dtype)
+    rows = torch.randperm(m + 3, generator=torch.Generator().manual_seed(12))[:m]
+    return Block(Dense(matrix), rows, slice(None, None, 2)), matrix[rows][:, ::2]
+
+
+def _block_rows(m: int, n: int, dtype: torch.dtype) -> Built:
+    operator, matrix = _low_rank_core(m + 1, n, dtype)
+    return Block(operator, rows=slice(None, -1)), matrix[:-1]
+
+
+RECTANGULAR: dict[str, tuple[type[LinearOperator], Builder]] = {
+    "dense": (Dense, _dense),
+    "low rank": (LowRank, _low_rank),
+    "low rank with core": (LowRank, _low_rank_core),
+    "sparse CSR": (Sparse, _sparse_csr),
+    "sparse COO": (Sparse, _sparse_coo),
+    "sum": (Sum, _sum),
+    "difference": (Sum, _difference),
+    "scaled": (Scaled, _scaled),
+    "product": (Product, _product),
+    "nested": (Scaled, _nested),
+    "Gram": (Gram, _gram),
+    "block of slices": (Block, _block_slices),
+    "block of positions": (Block, _block_positions),
+    "block of rows": (Block, _block_rows),
+}
+
+
+def _symmetric(dtype: torch.dtype) -> tuple[Dense, Tensor]:
+    matrix = symmetric_with_spectrum(torch.tensor([3.0, 1.0, 0.0, -2.0, 1e-3]), 13, dtype)
+    return Dense(matrix, symmetric=True), matrix
+
+
+def _symmetric_dense(dtype: torch.dtype) -> Built:
+    return _symmetric(dtype)
+
+
+def _symmetric_low_rank(dtype: torch.dtype) -> Built:
+    factor, core = gaussian(5, 2, 14, dtype), torch.tensor([2.0, -1.0], dtype=dtype.to_real())
+    return LowRank(factor, factor.clone(), core), factor @ torch.diag(core.to(dtype)) @ factor.mH
+
+
+def _symmetric_sparse(dtype: torch.dtype) -> Built:
+    matrix = _sparse_matrix(5, 5, dtype)
+    matrix = matrix + matrix.mH
+    return Sparse(scipy.sparse.csc_array(matrix.resolve_conj().numpy()), symmetric=True), matrix
+
+
+def _symmetric_sum(dtype: torch.dtype) -> Built:
+    (left, left_matrix), (right, right_matrix) = _symmetric(dtype), _symmetric_low_rank(dtype)
+    return left + right, left_matrix + right_matrix
+
+
+def _symmetric_scaled(dtype: torch.dtype) -> Built:
+    operator, matrix = _symmetric(dtype)
+    return operator * np.float32(-3.0), matrix * -3.0
+
+
+def _symmetric_block(dtype: torch.dtype) -> Built:
+    operator, matrix = _symmetric(dtype)
+    positions = torch.tensor([4, 0, 2])
+    return Block(operator, positions, positions), matrix[positions][:, positions]
+
+
+def _from_float16(dtype: torch.dtype) -> Built:
+    matrix = gaussian(4, 3, 15).to(torch.float16)
+    return as_operator(matrix), matrix.to(torch.float32)
+
+
+SYMMETRIC: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
+    "symmetric dense": (Dense, _symmetric_dense),
+    "symmetric low rank": (LowRank, _symmetric_low_rank),
+    "symmetric sparse": (Sparse, _symmetric_sparse),
+    "symmetric sum": (Sum, _symmetric_sum),
+    "symmetric scaled": (Scaled, _symmetric_scaled),
+    "principal block": (Block, _symmetric_block),
+}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+CASES: tuple[Case, ...] = (
+    *(
+        Case(f"{name} {m}×{n} {_short(dtype)}", kind, lambda b=build, s=(m, n, dtype): b(*s))
+        for name, (kind, build) in RECTANGULAR.items()
+        for dtype in DTYPES
+        for m, n in (SHAPES + THIN_SHAPES if dtype == torch.float64 else SHAPES)
+    ),
+    *(
+        Case(f"{name} {_short(dtype)}", kind, lambda b=build, d=dtype: b(d))
+        for name, (kind, build) in SYMMETRIC.items()
+        for dtype in DTYPES
+    ),
+    Case("as_operator of float16", Dense, lambda: _from_float16(torch.float16)),
+)
