@@ -132,6 +132,8 @@ def test_selections_follow_python_and_are_not_aliased() -> None:
     for selection in (slice(-2, None), slice(1, 99), slice(4, 1), slice(None, None, -1), slice(None, None, 3)):
         expected = torch.from_numpy(A.matrix.numpy()[selection].copy())
         assert torch.equal(Block(A, rows=selection).to_dense(), expected)
+    turned = torch.arange(5, -1, -1)
+    assert torch.equal(Block(A, cols=turned).to_dense(), A.matrix[:, turned])
     positions = torch.tensor([4, 1])
     block = Block(A, cols=positions)
     positions[0] = 0
@@ -194,6 +196,14 @@ def test_sparse_with_repeated_and_unsorted_entries_is_not_changed() -> None:
         assert operator.T.to_dense().tolist() == [[1.0, 5.0], [5.0, 0.0]]
     assert as_operator(matrix).to_dense().tolist() == [[1.0, 5.0], [5.0, 0.0]]
     assert (matrix.data.tolist(), matrix.indices.tolist()) == ([2.0, 1.0, 3.0, 5.0], [1, 0, 1, 0])
+
+
+def test_blocks_that_torch_negates_lazily() -> None:
+    X = gaussian(4, 3, 66, torch.complex128).conj().imag
+    assert X.is_neg()
+    matrix = gaussian(5, 4, 67)
+    for operator in (Dense(matrix), Sparse(scipy.sparse.csr_array(matrix.numpy()))):
+        assert close(operator @ X, matrix @ X.resolve_neg())
 
 
 def test_dense_refuses_what_it_cannot_multiply() -> None:
@@ -272,7 +282,8 @@ def test_arrays_in_any_layout() -> None:
     frozen, record = base.copy(), np.zeros((3, 2), dtype=[("tag", "i1"), ("value", "f8")])
     frozen.flags.writeable = False
     record["value"] = base[:3, :2]
-    for array in (base.T, base[::-1, ::-2], base[::2, 1:], frozen, record["value"], base.view(np.matrix), base[:0]):
+    views = (base.T, base[::-1, ::-2], base[:1][::-1], base[::2, 1:], base[:0], base.view(np.matrix))
+    for array in (*views, frozen, np.broadcast_to(base[0], (3, 8)), record["value"], record["value"][:1, :1]):
         given = np.array(array)
         operator = as_operator(array)
         assert np.array_equal(operator.to_dense().numpy(), given)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -212,7 +211,7 @@ def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spect
     values, vectors = symmetric_eigen(gram.numpy(), largest=k)
     if vectors is None:
         raise InputError("no eigenvectors were computed", where=f"matrix {tuple(A.shape)}")
-    small = torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
+    small = torch.from_numpy(vectors[:, ::-1].copy())
     sigma = torch.from_numpy(values[::-1].copy()).clamp(min=0.0).sqrt()
     A = _scaled(A.to(torch.float64), exponent)
     wide = A.shape[0] < A.shape[1]

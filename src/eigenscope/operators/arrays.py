@@ -137,7 +137,8 @@ def as_operator(A: Any) -> LinearOperator:
 
     Integers and booleans become float64 (whole numbers beyond 2⁵³ are rounded); float16, bfloat16 and float8
     become float32, without loss. Nothing is written to A. Where no conversion is needed the operator shares A's
-    memory, so that what is written into A afterwards is seen; a read-only or strided ndarray is copied.
+    memory, so that what is written into A afterwards is seen; a read-only ndarray, or one that torch cannot view, is
+    copied.
 
     Args:
         A: (m, n) :class:`LinearOperator`, tensor on any device, ndarray or SciPy sparse matrix.
@@ -190,8 +191,9 @@ def _from_numpy(array: NDArray[Any]) -> Tensor:
     if isinstance(array, np.ma.MaskedArray):
         raise InputError("the matrix is a masked array", remedy="use A.filled(value)")
     array = np.asarray(array, dtype=_promoted(array.dtype))
-    # torch takes neither negative nor odd strides, and warns of a read-only buffer.
-    if not (array.flags.carray or array.flags.farray):
+    # torch takes neither negative strides nor fractions of an entry, and warns of a read-only buffer.
+    fits = all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    if not (fits and array.flags.behaved):
         array = array.copy()
     return torch.from_numpy(array)
 

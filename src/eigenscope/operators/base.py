@@ -37,10 +37,11 @@ class LinearOperator(ABC):
             raise InputError(f"a {rows}×{cols} map cannot be symmetric", where=type(self).__name__)
         self.shape = (rows, cols)
         self.dtype = dtype
-        self.device = torch.device(device)
+        # "cuda" alone names no device: its tensors say "cuda:0", and the two compare as different.
+        self.device = torch.empty(0, device=device).device
         self.symmetric = symmetric
         self.products = 0
-        """How many columns ``A @ X`` has multiplied so far."""
+        """How many columns ``A @ X`` has multiplied so far; those of ``A.T``, another object, are counted there."""
 
     @abstractmethod
     def _matmat(self, X: Tensor) -> Tensor:
@@ -102,8 +103,11 @@ class LinearOperator(ABC):
         return Gram(self)
 
     def to_dense(self) -> Tensor:
-        """The (m, n) matrix, by multiplying the identity: n columns."""
-        return self @ torch.eye(self.shape[1], dtype=self.dtype, device=self.device)
+        """The (m, n) matrix, by multiplying the identity of the smaller side: min(m, n) columns."""
+        rows, cols = self.shape
+        if rows < cols:
+            return (self.T @ torch.eye(rows, dtype=self.dtype, device=self.device)).mH
+        return self @ torch.eye(cols, dtype=self.dtype, device=self.device)
 
     def __repr__(self) -> str:
         rows, cols = self.shape

