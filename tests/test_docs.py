@@ -1,0 +1,53 @@
+"""What the documentation shows is run, and the lists in it are those of the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from eigenscope.cli.main import app
+from eigenscope.columns import COLUMNS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def table_of_readings() -> str:
+    """The README's table, as the code has it."""
+    lines = ["| reading | column | what it says | source |", "|---|---|---|---|"]
+    for column in COLUMNS:
+        if column.source:
+            meaning = column.meaning.replace("|", "\\|")
+            lines.append(f"| {column.label} | `{column.name}` | {meaning} | {column.source} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_readings_is_the_codes():
+    text = (ROOT / "README.md").read_text("utf-8")
+    shown = re.search(r"<!-- readings: begin[^\n]*-->\n(.*?)\n?<!-- readings: end -->", text, re.DOTALL)
+    assert shown
+    assert shown[1].strip() == table_of_readings()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared: dict[str, object] = {}
+    for block in BLOCK.findall(page.read_text("utf-8")):
+        exec(compile(block, page.name, "exec"), shared)
+
+
+def test_every_verb_has_its_line_in_the_readme():
+    text = (ROOT / "README.md").read_text("utf-8")
+    verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    shown = set(re.findall(r"^\| `eigenscope (\w+)", text, re.MULTILINE))
+    assert shown == verbs
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+        assert "://" in target or (ROOT / target).exists(), target
