@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import with_spectrum
 
 import eigenscope as es
+from cases import with_spectrum
 from eigenscope.columns import BY_NAME, COLUMNS
 from eigenscope.errors import InputError
 

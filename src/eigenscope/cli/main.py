@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 )
 
 # Typer re-exports only this error of those it raises for a bad command line.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
 
 
@@ -83,10 +84,12 @@ def report(
     ] = None,
 ) -> None:
     """Write the page of a run file."""
+    from eigenscope.cli.files import check_page
     from eigenscope.engine.runfile import RunFile
     from eigenscope.report.html import write_page
 
     page = output or run.with_suffix(".html")
+    check_page(page, run)
     with RunFile(run) as file:
         write_page(file.load(), page)
     typer.echo(page)
@@ -98,9 +101,11 @@ def export(
     output: Annotated[Path, typer.Argument(metavar="TABLE", help="A file ending in .csv, .parquet or .json.")],
 ) -> None:
     """Write the rows of a run file as CSV, Parquet or JSON."""
+    from eigenscope.cli.files import check_output
     from eigenscope.engine.export import write
     from eigenscope.engine.runfile import RunFile
 
+    check_output(output, run)
     with RunFile(run) as file:
         write(file.load(), output)
     typer.echo(output)
@@ -108,25 +113,62 @@ def export(
 
 def main() -> None:
     """Run the program and leave with its exit code: 0 done, 2 bad input, 130 interrupted."""
+    _open_closed_streams()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except EigenscopeError as error:
         code = _complain(str(error))
     except BrokenPipeError:
-        # The reader (`| head`) has what it wanted. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`| head`) has what it wanted.
         code = FINISHED
     except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted; finished rows are kept in the run file, where one was named", INTERRUPTED)
+        _complain("interrupted; finished rows are kept in the run file, where -o named one; the same command goes on")
+        sys.stderr.flush()
+        # Leaving the usual way would wait for the matrices that the workers are in the middle of.
+        os._exit(INTERRUPTED)
     except OSError as error:
-        code = _complain(f"{error.filename or 'file'}: {error.strerror or error}")
+        code = _complain(f"{error.filename or 'output'}: {error.strerror or error}{_remedy(error)}")
     except UsageError as error:
-        error.show()
-        code = BAD_INPUT
+        code = _misused(error)
+    _discard_unwritten()
     sys.exit(code or FINISHED)
 
 
-def _complain(text: str, code: int = BAD_INPUT) -> int:
-    print(f"eigenscope: {text}", file=sys.stderr)
-    return code
+def _open_closed_streams() -> None:
+    """Python has no stream where the caller closed one (``>&-``); every print would then fail."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+
+
+def _complain(text: str) -> int:
+    print(f"eigenscope: {' '.join(text.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _remedy(error: OSError) -> str:
+    remedies = {
+        errno.ENOENT: "name a folder that exists", errno.ENOSPC: "free some space, or name another disk",
+        errno.EACCES: "check its rights", errno.EROFS: "name a folder that may be written",
+        errno.EISDIR: "name a file",
+    }  # fmt: skip
+    remedy = remedies.get(error.errno or 0)
+    return f"; {remedy}" if remedy else ""
+
+
+def _misused(error: Any) -> int:
+    message = error.format_message()
+    if "\n" in message:  # the help text, for an empty command line
+        print(message, file=sys.stderr)
+        return BAD_INPUT
+    command = error.ctx.command_path if error.ctx else "eigenscope"
+    return _complain(f"{message} Try '{command} --help'.")
+
+
+def _discard_unwritten() -> None:
+    """Drop what standard output will not take: Python would complain once more when it flushes at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

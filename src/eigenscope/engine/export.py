@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
 
 
 def as_json(run: Run, *, with_values: bool = False) -> str:
-    """The whole run as one JSON object: source, records, coverage, provenance."""
+    """The whole run as one JSON object, in ASCII: source, records, coverage, provenance."""
     records = []
     for record in run.records:
         row: dict[str, Any] = {c.name: record.readings.get(c.name) for c in COLUMNS}
@@ -57,7 +57,7 @@ def as_json(run: Run, *, with_values: bool = False) -> str:
         "verb": run.verb, "source": run.source, "records": records,
         "coverage": [vars(entry) for entry in run.coverage], "provenance": dict(run.provenance),
     }  # fmt: skip
-    return json.dumps(plain(content), indent=1, allow_nan=False, ensure_ascii=False, default=str)
+    return json.dumps(plain(content), indent=1, allow_nan=False, default=str)
 
 
 def write(run: Run, path: str | Path) -> None:
@@ -68,14 +68,15 @@ def write(run: Run, path: str | Path) -> None:
         OSError: the file cannot be written; an older one of that name is then untouched.
     """
     target = Path(path)
-    if target.suffix not in ENDINGS:
+    suffix = target.suffix.lower()
+    if suffix not in ENDINGS:
         raise InputError(
             f"unknown format {target.suffix or target.name!r}", where=str(path), expected=", ".join(ENDINGS)
         )
     with replacing(target) as beside:
-        if target.suffix == ".csv":
+        if suffix == ".csv":
             pyarrow.csv.write_csv(arrow_table(run), beside)
-        elif target.suffix == ".parquet":
+        elif suffix == ".parquet":
             pyarrow.parquet.write_table(arrow_table(run, with_values=True), beside)
         else:
             beside.write_text(as_json(run, with_values=True), "utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -20,12 +20,12 @@ SCHEMA = 1
 APPLICATION = 0x45534350
 """Marks the file as ours ("ESCP") in SQLite's header."""
 
-_TABLES = """
-CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE records (name TEXT PRIMARY KEY, place INTEGER NOT NULL, readings TEXT NOT NULL,
-                      singular_values BLOB, eigenvalues BLOB);
-CREATE TABLE coverage (place INTEGER PRIMARY KEY, tensor TEXT NOT NULL, entry TEXT NOT NULL);
-"""
+_TABLES = (
+    "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE records (name TEXT PRIMARY KEY, place INTEGER NOT NULL, readings TEXT NOT NULL,"
+    " singular_values BLOB, eigenvalues BLOB)",
+    "CREATE TABLE coverage (place INTEGER PRIMARY KEY, tensor TEXT NOT NULL, entry TEXT NOT NULL)",
+)
 
 
 class RunFile:
@@ -49,32 +49,29 @@ class RunFile:
         try:
             with self._guarded():
                 self._prepare(identity, on_disk=path is not None)
-        except RunFileError:
+        except BaseException:
             self._db.close()
             raise
 
     def _prepare(self, identity: Mapping[str, Any] | None, *, on_disk: bool) -> None:
-        db = self._db
-        if db.execute("PRAGMA schema_version").fetchone()[0] == 0:
+        if self._is_new():
             if identity is None:
                 raise RunFileError("is empty", where=self.where, expected="a run file, as written by -o RUN")
-            if on_disk:
-                # The log survives a killed process; only a power cut can lose the last rows, never the file.
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = NORMAL")
-            identity_json = json.dumps(identity, sort_keys=True)
-            db.executescript(f"BEGIN; {_TABLES} PRAGMA application_id = {APPLICATION}; COMMIT;")
-            db.execute("INSERT INTO about VALUES ('schema', ?), ('identity', ?)", (str(SCHEMA), identity_json))
-            return
-        if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
+            self._create(identity, on_disk=on_disk)
+        if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
             raise RunFileError("is a database of another program", where=self.where, remedy="name another file")
-        if int(self._about("schema") or 0) != SCHEMA:
+        if self._about("schema") != str(SCHEMA):
             raise RunFileError(
                 f"has schema {self._about('schema')}", where=self.where, expected=f"schema {SCHEMA}",
                 remedy="it was written by another version of eigenscope; name another file",
             )  # fmt: skip
-        stored = json.loads(self._about("identity") or "{}")
-        wanted = json.loads(json.dumps(identity)) if identity is not None else stored
+        if identity is None:
+            return
+        if on_disk:
+            # The log survives a killed process; only a power cut can lose the last rows, never the file.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+        stored = self._json("identity")
+        wanted = json.loads(json.dumps(identity))
         if stored != wanted:
             differing = sorted(key for key in {*stored, *wanted} if stored.get(key) != wanted.get(key))
             shown = [f"{key} {_short(stored.get(key))}, now {_short(wanted.get(key))}" for key in differing[:3]]
@@ -83,21 +80,52 @@ class RunFile:
                 remedy="name another run file, or delete this one",
             )  # fmt: skip
 
+    def _is_new(self) -> bool:
+        return bool(self._db.execute("PRAGMA schema_version").fetchone()[0] == 0)
+
+    def _create(self, identity: Mapping[str, Any], *, on_disk: bool) -> None:
+        db = self._db
+        if on_disk:
+            db.execute("PRAGMA journal_mode = WAL")
+        # One transaction: a process killed in its middle leaves an empty file, another that began as well waits.
+        db.execute("BEGIN IMMEDIATE")
+        if self._is_new():
+            for statement in _TABLES:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION}")
+            about = [("schema", str(SCHEMA)), ("identity", json.dumps(identity, sort_keys=True))]
+            db.executemany("INSERT INTO about VALUES (?, ?)", about)
+        db.execute("COMMIT")
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             raise RunFileError(
-                f"cannot be written: {error}", where=self.where, remedy="check the folder, its rights and free space; "
-                "rows already written are kept",
+                f"cannot be used: {error}", where=self.where,
+                remedy="check the folder, its rights and free space; rows already written are kept",
             ) from error  # fmt: skip
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:
             raise RunFileError(f"not a run file: {error}", where=self.where, remedy="name another file") from error
+
+    @contextmanager
+    def _parsing(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunFileError(
+                f"is damaged: {type(error).__name__}: {error}", where=self.where,
+                remedy="delete it and run the same command again",
+            ) from error  # fmt: skip
 
     def _about(self, key: str) -> str | None:
         row = self._db.execute("SELECT value FROM about WHERE key = ?", (key,)).fetchone()
         return str(row[0]) if row else None
+
+    def _json(self, key: str) -> dict[str, Any]:
+        with self._parsing():
+            return dict(json.loads(self._about(key) or "{}"))
 
     def finished(self) -> set[str]:
         """Names of the rows that are already here."""
@@ -122,42 +150,39 @@ class RunFile:
             self._db.execute("COMMIT")
 
     def finish(self, provenance: Mapping[str, Any]) -> None:
-        """Write how the run was made."""
+        """Write how the run was made, and fold the log into the file: from now on it is one file, easily copied."""
         with self._guarded():
-            self._db.execute(
-                "INSERT OR REPLACE INTO about VALUES ('provenance', ?)", (json.dumps(provenance, default=str),)
-            )
+            about = ("provenance", json.dumps(provenance, default=str))
+            self._db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", about)
+        # A reader in another process keeps the log alive; nothing is lost by that.
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA journal_mode = DELETE")
 
     def provenance(self) -> dict[str, Any]:
         """How the run was made; empty while it is not finished."""
         with self._guarded():
-            held: dict[str, Any] = json.loads(self._about("provenance") or "{}")
-            return held
+            return self._json("provenance")
 
     def load(self, *, with_values: bool = True) -> Run:
         """The run as it stands, finished or not.
 
         Args:
             with_values: bring the singular values as well as the readings.
+
+        Raises:
+            RunFileError: the file is damaged.
         """
         chosen = "singular_values, eigenvalues" if with_values else "NULL, NULL"
-        with self._guarded():
+        with self._guarded(), self._parsing():
+            rows = self._db.execute(f"SELECT name, readings, {chosen} FROM records ORDER BY place")
             records = tuple(
-                Record(
-                    name, json.loads(readings), None if values is None else np.frombuffer(values, "<f8"),
-                    None if eigenvalues is None else np.frombuffer(eigenvalues, "<c16"),
-                )
-                for name, readings, values, eigenvalues in self._db.execute(
-                    f"SELECT name, readings, {chosen} FROM records ORDER BY place"
-                )
-            )  # fmt: skip
-            coverage = tuple(
-                Coverage(**{**json.loads(entry), "shape": tuple(json.loads(entry)["shape"])})
-                for (entry,) in self._db.execute("SELECT entry FROM coverage ORDER BY place")
+                Record(str(name), dict(json.loads(readings)), _array(values, "<f8"), _array(eigenvalues, "<c16"))
+                for name, readings, values, eigenvalues in rows
             )
-            identity = json.loads(self._about("identity") or "{}")
-            source = self._about("source") or ""
-        return Run(str(identity.get("verb", "")), source, records, coverage, self.provenance())
+            entries = self._db.execute("SELECT entry FROM coverage ORDER BY place")
+            coverage = tuple(_coverage(**json.loads(entry)) for (entry,) in entries)
+            verb, source = str(self._json("identity").get("verb", "")), self._about("source") or ""
+        return Run(verb, source, records, coverage, self.provenance())
 
     def close(self) -> None:
         """Close the file; a temporary one is gone."""
@@ -175,3 +200,11 @@ class RunFile:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def _array(data: bytes | None, dtype: str) -> Any:
+    return None if data is None else np.frombuffer(data, dtype)
+
+
+def _coverage(shape: list[int], **entry: Any) -> Coverage:
+    return Coverage(shape=tuple(map(int, shape)), **entry)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +20,8 @@ from eigenscope.errors import SourceError
 from eigenscope.models.checkpoint import Checkpoint, TensorInfo
 
 NATIVE = {
-    "F32": ("float32", torch.float32), "F16": ("float16", torch.float16), "BF16": ("bfloat16", torch.bfloat16),
-    "F64": ("float64", torch.float64), "I8": ("int8", torch.int8), "I16": ("int16", torch.int16),
-    "I32": ("int32", torch.int32), "I64": ("int64", torch.int64),
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
 LONGEST_KEPT = 256
 """Arrays longer than this (the vocabulary) are stepped over, not kept in ``config``."""
@@ -38,60 +38,84 @@ class GGUFCheckpoint(Checkpoint):
 
     def __init__(self, source: str, path: Path) -> None:
         try:
-            from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+            import gguf  # noqa: F401
         except ImportError as error:
             raise SourceError(
-                "reading GGUF needs the package gguf",
-                where=str(path),
-                remedy="pip install 'eigenscope[gguf]'",
+                "reading GGUF needs the package gguf", where=str(path), remedy="pip install 'eigenscope[gguf]'"
             ) from error
         header = _Header(path)
         tensors: dict[str, TensorInfo] = {}
-        self._offsets: dict[str, int] = {}
-        self._types: dict[str, int] = {}
+        places: dict[str, tuple[int, int]] = {}
         for name, shape, kind, offset in header.tensors:
-            known = kind in GGMLQuantizationType._value2member_map_
-            label = GGMLQuantizationType(kind).name if known else f"GGUF type {kind}"
-            problem = "" if known else f"GGUF type {kind} is unknown to this version of gguf"
-            nbytes = 0
-            if known:
-                block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-                if shape and shape[-1] % block:
-                    problem = f"rows of {shape[-1]} are not whole blocks of {block} ({label})"
-                nbytes = math.prod(shape) // block * size
-                if header.data + offset + nbytes > header.size:
-                    raise SourceError(
-                        f"tensor {name!r} ends at byte {header.data + offset + nbytes} and the file at {header.size}: "
-                        "it is cut off", where=str(path), remedy="download it again",
-                    )  # fmt: skip
             if name in tensors:
                 raise SourceError(f"the header names tensor {name!r} twice", where=str(path))
-            tensors[name] = TensorInfo(name, shape, NATIVE.get(label, (label,))[0], nbytes, problem)
-            self._offsets[name], self._types[name] = header.data + offset, kind
-        super().__init__(source, tensors, header.values, (path,))
+            label, nbytes, problem = _format(kind, shape)
+            # No format packs more than 8 entries into a byte; of an unknown one, no more can be said.
+            end = header.data + offset + (math.prod(shape) // 8 if nbytes is None else nbytes)
+            if end > header.size:
+                raise SourceError(
+                    f"tensor {name!r} ends at byte {end} and the file at {header.size}: it is cut off",
+                    where=str(path), remedy="download it again",
+                )  # fmt: skip
+            tensors[name] = TensorInfo(name, shape, label, nbytes or 0, problem)
+            places[name] = header.data + offset, kind
+        count = header.values.get("split.count", 1)
+        part = f"{path.name} is one of {count} parts; the others are not read"
+        notes = (part,) if isinstance(count, int) and count > 1 else ()
+        super().__init__(source, tensors, header.values, (path,), places, notes)
 
     def _read(self, info: TensorInfo, start: int, stop: int) -> Tensor:
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 
-        kind = GGMLQuantizationType(self._types[info.name])
-        block, size = GGML_QUANT_SIZES[kind]
-        leading = info.shape[0] if info.shape else 1
-        per_row = info.nbytes // leading if leading else 0
-        raw = np.fromfile(
-            self.files[0],
-            np.uint8,
-            count=per_row * (stop - start),
-            offset=self._offsets[info.name] + per_row * start,
-        )
+        path = self._unchanged(self.files[0])
+        offset, number = self._places[info.name]
+        kind = GGMLQuantizationType(number)
         shape = (stop - start, *info.shape[1:]) if info.shape else ()
-        if kind.name in NATIVE:
-            return torch.from_numpy(raw).view(NATIVE[kind.name][1]).reshape(shape)
+        if 0 in shape:
+            return torch.empty(shape, dtype=NATIVE.get(kind.name, torch.float32))
+        per_row = info.nbytes // (info.shape[0] if info.shape else 1)
         try:
+            raw = np.fromfile(path, np.uint8, count=per_row * (stop - start), offset=offset + per_row * start)
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror}", where=f"{path}: {info.name}") from error
+        if raw.size != per_row * (stop - start):
+            raise SourceError(f"{per_row * (stop - start) - raw.size} bytes are missing", where=f"{path}: {info.name}")
+        if kind.name in NATIVE:
+            return torch.from_numpy(raw).view(NATIVE[kind.name]).reshape(shape)
+        block, size = GGML_QUANT_SIZES[kind]
+        with np.errstate(all="ignore"):  # scales of NaN or infinity are the row's to report
             values = dequantize(raw.reshape(-1, info.shape[-1] // block * size), kind)
-        except NotImplementedError as error:
-            raise SourceError(f"the gguf package cannot dequantise {kind.name}", where=info.name) from error
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(shape)
+
+
+def _format(kind: int, shape: tuple[int, ...]) -> tuple[str, int | None, str]:
+    """Name of a tensor type, bytes of a tensor of that shape (None if unknown), and why it cannot be read."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if kind not in GGMLQuantizationType._value2member_map_:
+        return f"GGUF type {kind}", None, f"GGUF type {kind} is unknown to the installed gguf package"
+    name = GGMLQuantizationType(kind).name
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    nbytes = math.prod(shape) // block * size
+    if (shape[-1] if shape else 1) % block:
+        return name, nbytes, f"rows of {shape[-1] if shape else 1} are not whole blocks of {block} ({name})"
+    if name in NATIVE:
+        return str(NATIVE[name]).removeprefix("torch."), nbytes, ""
+    return name, nbytes, "" if _dequantised(kind) else f"the installed gguf package cannot dequantise {name}"
+
+
+@lru_cache
+def _dequantised(kind: int) -> bool:
+    """Whether ``gguf`` can, found by trying one block: it keeps no public list."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType(kind)][1]), np.uint8), GGMLQuantizationType(kind))
+    except NotImplementedError:
+        return False
+    return True
 
 
 class _Header:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from eigenscope.errors import SourceError
+from eigenscope.models import fused, quantized
 from eigenscope.models.checkpoint import Checkpoint, TensorInfo
-from eigenscope.models.fused import (
-    Part,
-    Step,
-    split_attention,
-    split_experts,
-    split_gates,
-    unfold,
-    whole,
-)  # fmt: skip
-from eigenscope.models.quantized import SCALED_DTYPES, apply_scale, companion_of, find_scale, packed
-from eigenscope.models.roles import EXPERT, RECURRENT, layers_of, role_of, stem
+from eigenscope.models.fused import Convolution, Part, Split, Step, whole
+from eigenscope.models.roles import ENDING, RECURRENT, layers_of, role_of, stem
 from eigenscope.results import Coverage
 
-CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-BUFFERS = ("position_ids", "masked_bias", "running_mean", "running_var", "num_batches_tracked", "inv_freq")
+CONV1D_MODELS = frozenset(("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"))
+BUFFERS = (
+    "position_ids", "masked_bias", "running_mean", "running_var", "num_batches_tracked", "inv_freq", "cos_cached",
+    "sin_cached", "freqs_cis", "attn_mask",
+)  # fmt: skip
+OPTIMISER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Matrix:
     """One linear map of a checkpoint, and the plain data by which any worker can read it.
 
     Attributes:
-        name: the tensor's name, with ``:part`` where the tensor holds several maps.
+        name: the tensor's name, with ``:part`` where the tensor holds several maps. Unique.
         tensor: name of the tensor.
         layer: depth, or None.
         role: what it does; prefixed with the stack in models that have several.
@@ -43,6 +39,7 @@ class Matrix:
         steps: views that turn them into (rows, cols).
         scale: tensor of scales to multiply by, or empty.
         block: rows and columns that one scale holds for.
+        gain: tensor of norms of a weight-normalised weight, or empty.
         kernel: spatial size, for convolutions.
         groups: of a convolution; None where a bare state dict does not tell.
         transposed: whether it is a transposed convolution.
@@ -62,6 +59,7 @@ class Matrix:
     steps: tuple[Step, ...] = ()
     scale: str = ""
     block: tuple[int, int] = (1, 1)
+    gain: str = ""
     kernel: tuple[int, ...] = ()
     groups: int | None = None
     transposed: bool = False
@@ -71,14 +69,35 @@ class Matrix:
 
 def list_matrices(checkpoint: Checkpoint) -> tuple[tuple[Matrix, ...], tuple[Coverage, ...]]:
     """Every matrix of a checkpoint, and one coverage entry for every tensor, in the order of the file."""
+    tensors = checkpoint.tensors
+    left_out = {info.name: _not_a_matrix(info, tensors) for info in tensors.values()}
+    layers = layers_of(name for name, reason in left_out.items() if not reason)
     matrices: list[Matrix] = []
     coverage: list[Coverage] = []
-    layers = layers_of(checkpoint.tensors)
-    for info in checkpoint.tensors.values():
-        found, entry = _matrices_of(info, checkpoint, *layers[info.name])
+    for info in tensors.values():
+        reason = left_out[info.name]
+        found: list[Matrix] = []
+        outcome: Literal["read", "not a matrix", "not readable"] = "not a matrix"
+        if not reason:
+            found, reason = _matrices_of(info, checkpoint, *layers[info.name])
+            if found:
+                outcome = "not readable" if found[0].problem else "read"
         matrices.extend(found)
-        coverage.append(entry)
-    return tuple(matrices), tuple(coverage)
+        coverage.append(Coverage(info.name, info.shape, info.dtype, outcome, reason, len(found)))
+    return tuple(_distinct(matrices)), tuple(coverage)
+
+
+def _distinct(matrices: Iterable[Matrix]) -> list[Matrix]:
+    """A tensor may be named like a part of another (``w`` split into ``w:q``, and a tensor ``w:q``)."""
+    seen: set[str] = set()
+    result = []
+    for matrix in matrices:
+        name = matrix.name
+        while name in seen:
+            name += "'"
+        seen.add(name)
+        result.append(matrix if name == matrix.name else replace(matrix, name=name))
+    return result
 
 
 def read_matrix(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
@@ -91,7 +110,9 @@ def read_matrix(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
         raise SourceError(matrix.problem, where=matrix.name)
     tensor = checkpoint.read(matrix.tensor, matrix.start, matrix.stop)
     if matrix.scale:
-        tensor = apply_scale(tensor, checkpoint.read(matrix.scale), matrix.block, matrix.start)
+        tensor = quantized.apply_scale(tensor, checkpoint.read(matrix.scale), matrix.block, matrix.start)
+    if matrix.gain:
+        tensor = quantized.apply_gain(tensor, checkpoint.read(matrix.gain))
     for action, numbers in matrix.steps:
         if action == "reshape":
             tensor = tensor.reshape(numbers)
@@ -107,134 +128,150 @@ def read_matrix(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
     return tensor
 
 
-def _matrices_of(
-    info: TensorInfo, checkpoint: Checkpoint, layer: int | None, stack: str
-) -> tuple[list[Matrix], Coverage]:
-    def left_out(outcome: str, reason: str) -> tuple[list[Matrix], Coverage]:
-        kind: Any = outcome
-        return [], Coverage(info.name, info.shape, info.dtype, kind, reason, 0)
-
-    reason = _not_a_matrix(info, checkpoint.tensors)
-    if reason:
-        return left_out("not a matrix", reason)
-    problem = info.problem or packed(info, checkpoint.tensors)
-    shape = _squeezed(info)
+def _matrices_of(info: TensorInfo, checkpoint: Checkpoint, layer: int | None, stack: str) -> tuple[list[Matrix], str]:
+    """The matrices of a tensor and how it was seen; none, and why."""
+    tensors, shape, role = checkpoint.tensors, _squeezed(info), role_of(info.name)
+    is_packed = quantized.packed(info, tensors)
+    problem = info.problem or is_packed
     scale, block, how_scaled = "", (1, 1), ""
-    if not problem and info.dtype in SCALED_DTYPES and len(shape) >= 2:
-        scale, block, how_scaled = find_scale(info, checkpoint.tensors, checkpoint.config)
-        if how_scaled and not scale:
-            if how_scaled == "integers without a scale":
-                return left_out("not a matrix", how_scaled)
+    if not problem and info.dtype in quantized.SCALED_DTYPES:
+        scale, block, how_scaled = quantized.find_scale(info, tensors, checkpoint.config)
+        if not scale and how_scaled != quantized.NOT_SCALED:
             problem = how_scaled
-    if not problem and info.dtype.startswith(("int", "uint", "bool")) and not scale:
-        return left_out("not a matrix", "integers: an index or a mask")
-    role = role_of(info.name)
-    parts, how = _parts(info.name, shape, role, checkpoint)
+    gain = "" if problem else quantized.find_gain(info.name, tensors)
+    convolution = None
+    if is_packed:
+        flat = (shape[0], math.prod(shape[1:]))
+        parts, how = [Part("", "", 0, shape[0], (("reshape", flat),), *flat)], ""
+    else:
+        convolution = _convolution(info.name, shape, checkpoint.config)
+        parts, how = _parts(info.name, shape, role, convolution, checkpoint)
     if not parts:
-        return left_out("not a matrix", how)
-    prefix = f"{stack}." if stack else ""
-    convolution = len(shape) > 2 and "convolution" in how
+        return [], how
+    notes = (how, how_scaled, "weight norm multiplied out" if gain else "", _parametrised(info.name, tensors, gain))
     matrices = [
         Matrix(
             name=f"{info.name}:{part.suffix}" if part.suffix else info.name, tensor=info.name, layer=layer,
-            role=prefix + _role(role, part), rows=part.rows, cols=part.cols, dtype=info.dtype, start=part.start,
-            stop=part.stop, steps=part.steps, scale=scale, block=block, problem=problem,
-            kernel=shape[2:] if convolution else (), transposed="transposed" in how,
-            groups=(checkpoint.config.get("convolution_groups") or {}).get(info.name),
-            bytes_per_entry=info.nbytes / max(math.prod(info.shape), 1),
+            role=(f"{stack}." if stack else "") + _role(role, part), rows=part.rows, cols=part.cols, dtype=info.dtype,
+            start=part.start, stop=part.stop, steps=part.steps, scale=scale, block=block, gain=gain,
+            kernel=shape[2:] if convolution else (), groups=convolution.groups if convolution else None,
+            transposed=convolution is not None and convolution.transposed,
+            bytes_per_entry=info.nbytes / max(math.prod(info.shape), 1), problem=problem,
         )
-        for part in _restored(parts, info.shape, shape)
+        for part in (parts if shape == info.shape and not gain else _of_whole(parts, info.shape, shape))
     ]  # fmt: skip
-    seen = ", ".join(text for text in (how, how_scaled) if text)
-    outcome: Any = "not readable" if problem else "read"
-    return matrices, Coverage(info.name, info.shape, info.dtype, outcome, problem or seen, len(matrices))
+    return matrices, problem or ", ".join(note for note in notes if note)
 
 
 def _role(role: str, part: Part) -> str:
-    if not part.role:
-        return f"{role}_{part.suffix}" if part.suffix in ("i", "f", "g", "o", "r", "z", "n") else role
-    return f"cross_{part.role}" if role.startswith("cross_") else part.role
+    return f"cross_{part.role}" if part.role and role.startswith("cross_") else part.role or role
 
 
 def _squeezed(info: TensorInfo) -> tuple[int, ...]:
     """The shape without leading ones of a bare parameter (``pos_embed`` is (1, positions, width))."""
     shape = info.shape
-    while len(shape) > 2 and shape[0] == 1 and not info.name.endswith("weight"):
+    while len(shape) > 2 and shape[0] == 1 and not ENDING.search("." + info.name):
         shape = shape[1:]
     return shape
 
 
-def _restored(parts: list[Part], stored: tuple[int, ...], shape: tuple[int, ...]) -> list[Part]:
-    """Parts of the squeezed shape as parts of the stored one."""
-    if stored == shape:
-        return parts
+def _of_whole(parts: list[Part], stored: tuple[int, ...], shape: tuple[int, ...]) -> list[Part]:
+    """Parts of a tensor that has to be read whole, and seen in another shape than it is stored in."""
     return [
         replace(part, start=0, stop=stored[0], steps=(("reshape", shape), ("take", (0, part.start, part.stop, 1)), *part.steps))
         for part in parts
     ]  # fmt: skip
 
 
+def _parametrised(name: str, tensors: Mapping[str, TensorInfo], gain: str) -> str:
+    original = ".parametrizations." in name and not gain
+    spectral = name.endswith("weight_orig") and name.removesuffix("orig") + "u" in tensors
+    return "as stored, before the module normalises it" if original or spectral else ""
+
+
 def _not_a_matrix(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str:
-    last = info.name.rsplit(".", 1)[-1]
-    first = info.name.split(".", 1)[0].lower()
-    if first.startswith("optim") or first in ("exp_avg", "exp_avg_sq", "lr_scheduler", "scheduler"):
+    """Why a tensor is no linear map, as far as its name, dtype and number of dimensions tell; empty if it may be."""
+    name, shape = info.name, info.shape
+    last, first = name.rsplit(".", 1)[-1], name.split(".", 1)[0].lower()
+    if first.startswith("optim") or first in ("lr_scheduler", "scheduler") or last in OPTIMISER:
         return "optimiser state"
-    if companion_of(info.name):
+    if quantized.is_companion(name, tensors):
         return "scale or table of a quantised weight"
+    if quantized.is_gain(name, tensors):
+        return "norms of a weight-normalised weight"
     if last in BUFFERS:
         return f"buffer {last}"
-    if not info.shape:
+    if not shape:
         return "a scalar"
-    if len(info.shape) == 1:
+    if quantized.packed(info, tensors):
+        return ""
+    if len(shape) == 1 or (len(shape) > 2 and max(shape) == math.prod(shape) and not ENDING.search("." + name)):
         return "a vector: bias, norm or scale"
-    if last == "bias" or last.startswith("bias_"):
+    if len(shape) > 2 and 0 in shape:
+        return "a tensor without entries"
+    if last in ("bias", "biases") or last.endswith("_bias") or last.startswith("bias_"):
         return "bias or mask"
     if last in ("A_log", "ssm_a"):
         return "diagonal of a state-space recurrence"
-    return ""
+    if info.dtype == "int8":
+        scaled = quantized.find_scale(info, tensors, {})[2] != "integers without a scale"
+        return "" if scaled else "integers without a scale"
+    return "integers: an index or a mask" if info.dtype.startswith(("int", "uint", "bool")) else ""
 
 
-def _parts(name: str, shape: tuple[int, ...], role: str, checkpoint: Checkpoint) -> tuple[list[Part], str]:
-    config, low = checkpoint.config, stem(name)
-    if len(shape) == 2:
-        pair = (shape[0], shape[1])
-        if RECURRENT.search(name):
-            return _recurrent(name, pair, checkpoint)
-        if role in ("qkv", "cross_qkv"):
-            parts, how = split_attention(low, pair, config)
-            return (parts, f"fused q, k, v: {how}") if parts else ([whole(pair)], f"left whole: {how}")
-        if role.endswith("gate_up") or (low.endswith("dense_h_to_4h") and config.get("model_type") == "chatglm"):
-            if pair[0] % 2 == 0:
-                half = pair[0] // 2
-                parts = [
-                    Part(n, role.replace("gate_up", n) if "gate_up" in role else n, i * half, (i + 1) * half, (), half, pair[1])
-                    for i, n in enumerate(("gate", "up"))
-                ]  # fmt: skip
-                return parts, "fused gate and up: rows in halves"
-            return [whole(pair)], "left whole: an odd number of rows for gate and up"
-        if (
-            low.rsplit(".", 1)[-1] in ("c_attn", "c_proj", "c_fc", "q_attn")
-            and config.get("model_type") in CONV1D_MODELS
-        ):
-            return [whole(pair, transposed=True)], "Conv1D, stored as (in, out)"
-        return [whole(pair)], ""
-    if len(shape) == 3 and EXPERT.search(low):
-        return split_experts(low, (shape[0], shape[1], shape[2]), config, role)
-    if len(shape) in (3, 4, 5) and name.endswith("weight"):
-        return unfold(low, name, shape, config)
-    return [], f"a parameter of {len(shape)} dimensions that is no known linear map"
+def _convolution(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> Convolution | None:
+    low = stem(name)
+    if len(shape) not in (3, 4, 5) or not ENDING.search("." + name):
+        return None
+    module = ENDING.sub("", "." + name)[1:]
+    known = fused.convolution_of(low, f"{module}.weight", len(shape), config)
+    stacked = len(shape) == 3 and fused.is_stack_of_experts(low)
+    return None if known is None or (stacked and known.groups is None) else known
 
 
-def _recurrent(name: str, shape: tuple[int, int], checkpoint: Checkpoint) -> tuple[list[Part], str]:
-    def sibling(kind: str) -> TensorInfo | None:
-        match = RECURRENT.search(name)
-        if match is None:
-            return None
-        return checkpoint.tensors.get(name[: match.start("kind")] + kind + name[match.end("kind") :])
+def _parts(
+    name: str, shape: tuple[int, ...], role: str, convolution: Convolution | None, checkpoint: Checkpoint
+) -> Split:
+    config, tensors, low = checkpoint.config, checkpoint.tensors, stem(name)
+    if convolution:
+        return fused.unfold(shape, convolution)
+    if len(shape) == 3 and fused.is_stack_of_experts(low):
+        return fused.split_experts(name, (shape[0], shape[1], shape[2]), role, tensors, config)
+    if len(shape) != 2:
+        return [], f"a parameter of {len(shape)} dimensions that is no known linear map"
+    pair = (shape[0], shape[1])
+    if RECURRENT.search(name):
+        return _recurrent(name, pair, role, tensors)
+    inputs_first = _is_conv1d(name, tensors, config)
+    split: Split | None = None
+    if role in ("qkv", "cross_qkv"):
+        split = fused.split_attention(low, pair, config, inputs_first=inputs_first)
+    elif role == "q":
+        split = fused.split_gated_query(pair, config)
+    elif not inputs_first:
+        split = fused.split_gate_up(name, pair, role, tensors)
+    if split:
+        return split
+    return [whole(pair, inputs_first=inputs_first)], "Conv1D, stored as (in, out)" if inputs_first else ""
 
-    projection, recurrent = sibling("hr"), sibling("hh")
-    if name.endswith("_hr") or "weight_hr" in name:
+
+def _is_conv1d(name: str, tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> bool:
+    """Whether a weight is that of transformers' Conv1D: (in, out), told by the model or by the block's own ``c_attn``."""
+    path = name.split(".")
+    if len(path) < 2 or path[-1] != "weight" or path[-2] not in ("c_attn", "c_proj", "c_fc", "q_attn"):
+        return False
+    if fused.model_kinds(config) & CONV1D_MODELS:
+        return True
+    fused_attention = tensors.get(".".join([*path[:-3], "attn", "c_attn", "weight"]))
+    shape = fused_attention.shape if fused_attention else ()
+    return len(shape) == 2 and shape[1] == 3 * shape[0] > 0
+
+
+def _recurrent(name: str, shape: tuple[int, int], role: str, tensors: Mapping[str, TensorInfo]) -> Split:
+    match = RECURRENT.search(name)
+    if match is None or match["kind"] == "hr":
         return [whole(shape)], "projection of a recurrent state"
-    source = projection or recurrent
-    hidden = source.shape[1] if source is not None and len(source.shape) == 2 else 0
-    return split_gates(shape, hidden)
+    # Units of the layer: what the projection of its state takes in or, without one, its recurrent weight.
+    siblings = [tensors.get(name[: match.start("kind")] + kind + name[match.end("kind") :]) for kind in ("hr", "hh")]
+    units = [info.shape[1] for info in siblings if info is not None and len(info.shape) == 2]
+    return fused.split_gates(shape, units[0] if units else 0, role)

@@ -1,10 +1,9 @@
-"""safetensors: one file, or shards with an index. Headers are checked by the safetensors library."""
+"""safetensors: one file, or shards with an index. Headers are checked by the safetensors library, and before it here."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eigenscope.errors import SourceError
-from eigenscope.models.checkpoint import Checkpoint, TensorInfo
+from eigenscope.models.checkpoint import Checkpoint, TensorInfo, check_index, repeated
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -25,6 +24,8 @@ DTYPES = {
     "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
 """Formats that hold one number an entry; the others (F4, F6) pack several and are named, not guessed."""
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -39,65 +40,46 @@ class SafetensorsCheckpoint(Checkpoint):
         expected: tensor name → file, from an index; every tensor must be where the index puts it.
 
     Raises:
-        SourceError: a header that the library refuses, a name in two files, or an index that does not fit.
+        SourceError: a header that lies, a name that stands twice, or an index that does not fit.
     """
 
     def __init__(
-        self,
-        source: str,
-        paths: list[Path],
-        config: Mapping[str, Any],
-        expected: Mapping[str, Path] | None = None,
+        self, source: str, paths: list[Path], config: Mapping[str, Any], expected: Mapping[str, Path] | None = None
     ) -> None:
         tensors: dict[str, TensorInfo] = {}
-        self._place: dict[str, Path] = {}
+        places: dict[str, Path] = {}
         for path in paths:
             for info in _list(path):
                 if info.name in tensors:
-                    raise SourceError(
-                        f"tensor {info.name!r} stands in this file and in {self._place[info.name].name}", where=path.name,
-                        expected="each tensor once", remedy="name one of the files instead of the folder",
-                    )  # fmt: skip
+                    raise repeated(info.name, places[info.name], path)
                 tensors[info.name] = info
-                self._place[info.name] = path
-        for name, path in (expected or {}).items():
-            if self._place.get(name) != path:
-                raise SourceError(
-                    f"the index puts tensor {name!r} here, and it is not",
-                    where=path.name,
-                    expected="an index that fits",
-                )
-        super().__init__(source, tensors, config, tuple(paths))
+                places[info.name] = path
+        check_index(expected or {}, places)
+        super().__init__(source, tensors, config, tuple(paths), places)
 
     def _read(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        path: Path = self._places[info.name]
+        if 0 in (stop - start, *info.shape):
+            return torch.empty((stop - start, *info.shape[1:]), dtype=getattr(torch, info.dtype))
         try:
-            with safe_open(self._place[info.name], framework="pt") as file:
-                if not info.shape or 0 in info.shape:
-                    return _tensor(file.get_tensor(info.name))
-                return _tensor(file.get_slice(info.name)[start:stop])
+            with safe_open(self._unchanged(path), framework="pt") as file:
+                value: Any = file.get_slice(info.name)[start:stop] if info.shape else file.get_tensor(info.name)
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"cannot be read: {error}", where=f"{self._place[info.name]}: {info.name}") from error
-
-
-def _tensor(value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise SafetensorError(f"gave a {type(value).__name__}")
-    return value
+            raise SourceError(f"cannot be read: {error}", where=f"{path}: {info.name}") from error
+        tensor: Tensor = value
+        return tensor
 
 
 def _list(path: Path) -> list[TensorInfo]:
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
-            infos = []
-            for name in file.offset_keys():
-                piece = file.get_slice(name)
-                infos.append(_info(name, tuple(piece.get_shape()), piece.get_dtype()))
-            return infos
-    except (SafetensorError, OSError) as error:
+            pieces = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            return [_info(name, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in pieces]
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise SourceError(
-            f"not a sound safetensors file: {_diagnose(path) or error}", where=str(path),
-            remedy="download or save it again",
-        ) from error  # fmt: skip
+            f"not a sound safetensors file: {error}", where=str(path), remedy="download or save it again"
+        ) from error
 
 
 def _info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
@@ -110,37 +92,32 @@ def _info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
     return TensorInfo(name, shape, known, count * size, "" if dtype in DTYPES else f"packed format {dtype} is not read")
 
 
-def _diagnose(path: Path) -> str:
-    """Which tensor a broken header is broken at, where that can be told; otherwise empty."""
-    size = path.stat().st_size if path.is_file() else 0
+def _check_header(path: Path) -> None:
+    """What the library does not check (a name that stands twice), or does not say (where a file is cut off).
+
+    Raises:
+        ValueError: the reason, in words.
+    """
+    size = path.stat().st_size
     with path.open("rb") as stream:
         first = stream.read(8)
         if len(first) < 8:
-            return f"it holds {size} bytes, too few for a header"
+            raise ValueError(f"it holds {size} bytes, too few for a header")
         length = struct.unpack("<Q", first)[0]
-        if length > size - 8:
-            return f"the header promises {length} bytes and the file holds {size}"
-        raw = stream.read(length)
-    names: list[str] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if any(isinstance(value, dict) and "data_offsets" in value for _, value in pairs):
-            names.extend(name for name, _ in pairs)
-        return dict(pairs)
-
-    try:
-        header = json.loads(raw, object_pairs_hook=keep)
-    except (ValueError, RecursionError):
-        return ""
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        return f"the header names tensor {repeated[0]!r} twice"
-    if not isinstance(header, dict):
-        return ""
-    for name, entry in header.items():
+        if length > min(size - 8, LONGEST_HEADER):
+            raise ValueError(f"the header promises {length} bytes and the file holds {size}")
+        header = json.loads(stream.read(length), object_pairs_hook=_each_once)
+    for name, entry in header.items() if isinstance(header, dict) else ():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if isinstance(offsets, list) and len(offsets) == 2 and isinstance(offsets[1], int):
-            end = offsets[1] + 8 + length
-            if end > size:
-                return f"tensor {name!r} ends at byte {end} and the file at {size}: it is cut off"
-    return ""
+        end = offsets[-1] if isinstance(offsets, list) and offsets else 0
+        if isinstance(end, int) and 8 + length + end > size:
+            raise ValueError(f"tensor {name!r} ends at byte {8 + length + end} and the file at {size}: it is cut off")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the header names {name!r} twice")
+        found[name] = value
+    return found

@@ -11,15 +11,20 @@ from typing import Any
 import torch
 
 from eigenscope.errors import InputError, SourceError
-from eigenscope.models.checkpoint import Checkpoint, MemoryCheckpoint, inside
+from eigenscope.models.checkpoint import Checkpoint, MemoryCheckpoint, inside, walk
 from eigenscope.models.demo import demo_folder
 from eigenscope.models.gguf_file import GGUFCheckpoint
 from eigenscope.models.pytorch_file import PyTorchCheckpoint
 from eigenscope.models.safetensors_file import SafetensorsCheckpoint
 
 PYTORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+KINDS = ((".safetensors",), (".gguf",), PYTORCH_ENDINGS)
+"""In order of preference; an index of one kind is of no interest where only files of another are."""
 ENDINGS = (".safetensors", ".gguf", *PYTORCH_ENDINGS)
 INDEX_ENDING = ".index.json"
+NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
+OF_MODULES = ("transposed_convolutions", "convolution_groups")
+"""What is known of a live module's convolutions; a file's configuration has no say in it."""
 
 
 def open_checkpoint(source: Any) -> Checkpoint:
@@ -45,18 +50,34 @@ def open_checkpoint(source: Any) -> Checkpoint:
             where="source",
             expected="a path, a hub id, 'demo', a module or a mapping",
         )
-    text = os.fspath(source)
-    path = Path(text).expanduser()
+    text = os.fsdecode(source)
+    try:
+        return _open_named(text)
+    except OSError as error:  # its rights, its length, a disk that fails
+        raise SourceError(
+            f"cannot be read: {error.strerror or error}", where=str(error.filename or text),
+            remedy="check the path and its rights",
+        ) from error  # fmt: skip
+
+
+def _open_named(text: str) -> Checkpoint:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise SourceError("there is no such user", where=text, expected="a path") from error
     if text == "demo" and not path.exists():
         return _open_folder(demo_folder(), "demo")
-    if path.is_dir():
+    if text and path.is_dir():
         return _open_folder(path, text)
-    if path.exists():
+    if path.is_file():
         return _open_file(path, text)
+    if text and path.exists():
+        raise SourceError("is neither a file nor a folder", where=text, expected="a checkpoint's file or folder")
     if _looks_like_hub_id(text):
         return _open_folder(_from_hub(text), text)
     raise SourceError(
-        "no such file or folder", where=text, expected="a checkpoint's folder or file, a hub id owner/name, or demo",
+        "no such file or folder", where=text or "an empty name",
+        expected="a checkpoint's folder or file, a hub id owner/name, or demo",
     )  # fmt: skip
 
 
@@ -69,8 +90,9 @@ def _of_module(module: torch.nn.Module) -> MemoryCheckpoint:
             if child.transposed:
                 transposed.append(f"{name}.weight")
             groups[f"{name}.weight"] = child.groups
-    as_dict |= {"transposed_convolutions": transposed, "convolution_groups": groups}
-    return MemoryCheckpoint(module.state_dict(), type(module).__name__, as_dict)
+    as_dict |= dict(zip(OF_MODULES, (transposed, groups), strict=True))
+    # A state dict may also hold what is no tensor: versions, packed parameters, extra state.
+    return MemoryCheckpoint(dict(walk(module.state_dict())), type(module).__name__, as_dict)
 
 
 def _open_file(path: Path, source: str) -> Checkpoint:
@@ -79,46 +101,44 @@ def _open_file(path: Path, source: str) -> Checkpoint:
     config = _config(path.parent)
     with path.open("rb") as stream:
         magic = stream.read(4)
-    if path.suffix == ".gguf" or magic == b"GGUF":
+    suffix = path.suffix.lower()
+    if suffix == ".gguf" or magic == b"GGUF":
         return GGUFCheckpoint(source, path)
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         return SafetensorsCheckpoint(source, [path], config)
-    if path.suffix in PYTORCH_ENDINGS:
+    if suffix in PYTORCH_ENDINGS:
         return PyTorchCheckpoint(source, [path], config)
     raise SourceError(f"unknown kind of file {path.suffix or path.name!r}", where=source, expected=", ".join(ENDINGS))
 
 
 def _open_folder(folder: Path, source: str) -> Checkpoint:
-    names = sorted(item.name for item in folder.iterdir())
-    for ending in (".safetensors", ".bin"):
-        indexes = [name for name in names if name.endswith(ending + INDEX_ENDING)]
-        if len(indexes) > 1:
-            raise SourceError(
-                f"{len(indexes)} indexes: {', '.join(indexes)}",
-                where=source,
-                expected="one",
-                remedy="name one of them",
-            )
-        if indexes:
-            return _open_index(folder / indexes[0], source)
+    names = sorted(item.name for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
     config = _config(folder)
-    weights = [inside(folder, name, source) for name in names if name.endswith(".safetensors")]
-    if weights:
-        return SafetensorsCheckpoint(source, weights, config)
-    weights = [inside(folder, name, source) for name in names if name.endswith(".gguf")]
-    if len(weights) == 1:
-        return GGUFCheckpoint(source, weights[0])
-    if weights:
-        raise SourceError(f"{len(weights)} GGUF files", where=source, expected="one", remedy="name one of them")
-    weights = [inside(folder, name, source) for name in names if Path(name).suffix in PYTORCH_ENDINGS]
-    weights = [path for path in weights if path.name not in ("training_args.bin", "optimizer.pt", "scheduler.pt")]
-    if weights:
-        return PyTorchCheckpoint(source, weights, config)
+    for endings in KINDS:
+        indexes = [name for name in names if name.endswith(tuple(ending + INDEX_ENDING for ending in endings))]
+        weights = [name for name in names if Path(name).suffix in endings and name not in NO_WEIGHTS]
+        if not weights:
+            continue
+        several = indexes if len(indexes) > 1 else weights if endings == (".gguf",) and len(weights) > 1 else []
+        if several:
+            raise SourceError(
+                f"{len(several)} checkpoints: {', '.join(several[:4])}{', …' if len(several) > 4 else ''}", where=source,
+                expected="one", remedy="name one of the files",
+            )  # fmt: skip
+        if indexes:
+            return _open_index(inside(folder, indexes[0], source), source)
+        files = [inside(folder, name, source) for name in weights]
+        if endings == (".gguf",):
+            return GGUFCheckpoint(source, files[0])
+        return (SafetensorsCheckpoint if endings == (".safetensors",) else PyTorchCheckpoint)(source, files, config)
+    for name in names:
+        if name.endswith(INDEX_ENDING):
+            return _open_index(inside(folder, name, source), source)  # which names the shards that are missing
     below = sorted({str(p.parent.relative_to(folder)) for p in folder.glob("*/*") if p.suffix in ENDINGS})
     raise SourceError(
-        "no weights in this folder" if names else "the folder is empty", where=source,
+        "no weights in this folder" if any(folder.iterdir()) else "the folder is empty", where=source,
         expected="a file ending in " + ", ".join(ENDINGS),
-        remedy=f"there are weights in {', '.join(below)}: name one of them" if below else "",
+        remedy=f"there are weights in {', '.join(below[:8])}: name one of them" if below else "",
     )  # fmt: skip
 
 
@@ -135,15 +155,14 @@ def _open_index(index: Path, source: str) -> Checkpoint:
             f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:3])}", where=str(index),
             remedy="download the missing files into the same folder",
         )  # fmt: skip
-    config = _config(index.parent)
-    if shards[0].suffix == ".safetensors":
-        return SafetensorsCheckpoint(source, shards, config, places)
-    return PyTorchCheckpoint(source, shards, config)
+    kind = SafetensorsCheckpoint if shards[0].suffix == ".safetensors" else PyTorchCheckpoint
+    return kind(source, shards, _config(index.parent), places)
 
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return _json(path) if path.is_file() else {}
+    content = _json(path) if path.is_file() else {}
+    return {key: value for key, value in content.items() if key not in OF_MODULES}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -168,11 +187,14 @@ def _from_hub(repo: str) -> Path:
     remedy = "check the name; for a private model log in with `hf auth login`; offline, only cached models are found"
     try:
         # Weights in PyTorch's pickle format are fetched only where the repository has no safetensors.
-        for patterns in (["*.safetensors"], ["*.gguf"], ["*.bin", "*.pt"]):
-            folder = Path(snapshot_download(repo, allow_patterns=["*.json", *patterns]))
+        for patterns in (["*.safetensors"], ["*.gguf"], ["*.bin", "*.pt", "*.pth"]):
+            folder = Path(snapshot_download(repo, allow_patterns=["*.json", *patterns], ignore_patterns=["*/*"]))
             if any(item.suffix in ENDINGS for item in folder.iterdir()):
                 return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise SourceError(f"no such file or folder, and not on the hub: {reason}", where=repo, remedy=remedy) from error
-    raise SourceError("the hub's repository holds no weights that can be read", where=repo)
+    raise SourceError(
+        "the hub's repository holds no weights beside its configuration", where=repo, expected=", ".join(ENDINGS),
+        remedy="where they are in a folder of it, download that folder and name it",
+    )  # fmt: skip

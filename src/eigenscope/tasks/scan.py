@@ -70,7 +70,7 @@ class ScanPlan:
     def lines(self) -> dict[str, str]:
         """The plan in words, for ``--plan``."""
         covered = sum(m.rows * m.cols for m in self.matrices)
-        read = sum(info.nbytes for info in self.checkpoint.tensors.values())
+        read = sum(m.rows * m.cols * m.bytes_per_entry for m in self.matrices)
         left_out = sum(entry.outcome != "read" for entry in self.coverage)
         return {
             "source": self.checkpoint.source,
@@ -211,7 +211,9 @@ def open_run_file(plan: ScanPlan, output: str | Path | None) -> RunFile:
     """The run file of a plan; the content of the checkpoint is hashed only where the file outlives the process."""
     if output is None:
         return RunFile(None, {"verb": "scan"})
-    identity = {"verb": "scan", "content": plan.checkpoint.fingerprint(), **asdict(plan.options)}
+    identity = {
+        "verb": "scan", "eigenscope": eigenscope.__version__, "content": plan.checkpoint.fingerprint(), **asdict(plan.options)
+    }  # fmt: skip
     return RunFile(output, identity)
 
 
@@ -233,8 +235,8 @@ def run_plan(
         pool = executor or stack.enter_context(threads(plan.workers))
         done = len(finished)
         progress(Progress(done, len(places), ""))
-        work = partial(measure, plan.checkpoint, plan.options)
-        for record in stream(pool, work, todo, in_flight=2 * plan.workers):
+        work = partial(_measure_part, plan.options)
+        for record in stream(pool, work, _parts(plan.checkpoint, todo), in_flight=2 * plan.workers):
             runfile.append(record, places[record.name])
             done += 1
             progress(Progress(done, len(places), record.name))
@@ -249,6 +251,16 @@ def run_plan(
             "rows resumed": len(finished),
         }
     )
+
+
+def _parts(checkpoint: Checkpoint, matrices: list[Matrix]) -> Iterator[tuple[Checkpoint, Matrix]]:
+    """Each matrix with no more of the checkpoint than it needs: that is what a worker elsewhere is sent."""
+    for matrix in matrices:
+        yield checkpoint.part([name for name in (matrix.tensor, matrix.scale, matrix.gain) if name]), matrix
+
+
+def _measure_part(options: ScanOptions, item: tuple[Checkpoint, Matrix]) -> Record:
+    return measure(item[0], options, item[1])
 
 
 def _provenance(plan: ScanPlan) -> dict[str, Any]:
