@@ -44,7 +44,7 @@ class PyTorchCheckpoint(Checkpoint):
         places: dict[str, Path | Held] = {}
         notes = []
         for path in paths:
-            mapped = zipfile.is_zipfile(path)
+            mapped = _is_archive(path)
             if not mapped:
                 notes.append(f"{path.name} is in PyTorch's old format: held in memory whole")
             for name, tensor in _load(path, mapped).items():
@@ -113,10 +113,18 @@ def _load(path: Path, mapped: bool) -> dict[str, Tensor]:
     return tensors
 
 
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"  # what PyTorch goes by
+
+
 def _check_archive(path: Path) -> None:
     """PyTorch stores its records as they are; compressed ones could unpack to any size."""
     with zipfile.ZipFile(path) as archive:
-        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+        records = archive.infolist()
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise ValueError("a TorchScript archive")
+    packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ValueError(f"its record {packed[0]!r} is compressed, which PyTorch's never are")
 

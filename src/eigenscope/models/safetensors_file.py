@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,21 @@ def _check_header(path: Path) -> None:
         if length > min(size - 8, LONGEST_HEADER):
             raise ValueError(f"the header promises {length} bytes and the file holds {size}")
         header = json.loads(stream.read(length), object_pairs_hook=_each_once)
+    spans = sorted(_spans(header))
+    for _, stop, name in spans:
+        if 8 + length + stop > size:
+            raise ValueError(f"tensor {name!r} ends at byte {8 + length + stop} and the file at {size}: it is cut off")
+    for (_, stop, first_name), (start, _, name) in pairwise(spans):
+        if start < stop:
+            raise ValueError(f"tensors {first_name!r} and {name!r} overlap")
+
+
+def _spans(header: object) -> Iterator[tuple[int, int, str]]:
+    """Where each tensor begins and ends in the data. Entries of another form are left to the library."""
     for name, entry in header.items() if isinstance(header, dict) else ():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        end = offsets[-1] if isinstance(offsets, list) and offsets else 0
-        if isinstance(end, int) and 8 + length + end > size:
-            raise ValueError(f"tensor {name!r} ends at byte {8 + length + end} and the file at {size}: it is cut off")
+        if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(offset, int) for offset in offsets):
+            yield offsets[0], offsets[1], name
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

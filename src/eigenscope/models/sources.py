@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from eigenscope.errors import InputError, SourceError
-from eigenscope.models.checkpoint import Checkpoint, MemoryCheckpoint, inside, walk
+from eigenscope.models.checkpoint import Checkpoint, MemoryCheckpoint, inside, printable, walk
 from eigenscope.models.demo import demo_folder
 from eigenscope.models.gguf_file import GGUFCheckpoint
 from eigenscope.models.pytorch_file import PyTorchCheckpoint
@@ -61,6 +61,8 @@ def open_checkpoint(source: Any) -> Checkpoint:
 
 
 def _open_named(text: str) -> Checkpoint:
+    if printable(text) != text:
+        raise SourceError("the name is no UTF-8 text", where=printable(text), remedy="rename the file")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:
