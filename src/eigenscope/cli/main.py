@@ -115,8 +115,14 @@ def main() -> None:
     """Run the program and leave with its exit code: 0 done, 2 bad input, 130 interrupted."""
     _open_closed_streams()
     try:
-        code = app(standalone_mode=False)
+        # Not app(): it would turn an interrupt and a closed pipe into exit codes of its own.
+        command = typer.main.get_command(app)
+        with command.make_context("eigenscope", sys.argv[1:]) as context:
+            command.invoke(context)
         sys.stdout.flush()
+        code = FINISHED
+    except typer.Exit as left:
+        code = left.exit_code
     except EigenscopeError as error:
         code = _complain(str(error))
     except BrokenPipeError:
@@ -132,7 +138,7 @@ def main() -> None:
     except UsageError as error:
         code = _misused(error)
     _discard_unwritten()
-    sys.exit(code or FINISHED)
+    sys.exit(code)
 
 
 def _open_closed_streams() -> None:

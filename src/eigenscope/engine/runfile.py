@@ -20,6 +20,8 @@ SCHEMA = 1
 APPLICATION = 0x45534350
 """Marks the file as ours ("ESCP") in SQLite's header."""
 
+MAGIC = b"SQLite format 3\0"
+
 _TABLES = (
     "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE records (name TEXT PRIMARY KEY, place INTEGER NOT NULL, readings TEXT NOT NULL,"
@@ -44,6 +46,9 @@ class RunFile:
         self.where = str(path) if path is not None else "temporary run file"
         if path is not None and identity is None and not Path(path).is_file():
             raise RunFileError("no such file", where=self.where, expected="a run file, as written by -o RUN")
+        if path is not None and _begins(Path(path)) not in (b"", MAGIC):
+            # SQLite takes a file of a few bytes for an empty database, and would write over it.
+            raise RunFileError("not a run file", where=self.where, remedy="name another file")
         with self._guarded():
             self._db = sqlite3.connect(str(path) if path is not None else "", isolation_level=None)
         try:
@@ -208,3 +213,13 @@ def _array(data: bytes | None, dtype: str) -> Any:
 
 def _coverage(shape: list[int], **entry: Any) -> Coverage:
     return Coverage(shape=tuple(map(int, shape)), **entry)
+
+
+def _begins(path: Path) -> bytes:
+    if not path.is_file():
+        return b""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC))
+    except OSError as error:
+        raise RunFileError(f"cannot be used: {error.strerror}", where=str(path), remedy="check its rights") from error

@@ -177,7 +177,7 @@ def _place(name: str) -> _Place | None:
     if stage:
         return _Place(stack[: stage.start()], int(stage[0]), number)
     inner = _number(parts[at + 2]) if len(parts) > at + 2 and parts[at + 1].lower() in BLOCKS else None
-    return _Place(stack, number, cell if inner is None else inner)
+    return _Place(stack, number, (cell or None) if inner is None else inner)
 
 
 def _before(sizes: dict[int, int]) -> dict[int, int]:
