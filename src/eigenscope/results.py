@@ -75,12 +75,31 @@ class Record:
         readings: column → value, in the order of the table.
         values: (k,) float64 singular values, descending; None where the matrix could not be read.
         eigenvalues: (n,) complex128, only where they were asked for and the map is square.
+        sample: (p,) float64 entries at places that depend on the shape alone, by which equal matrices are found.
     """
 
     name: str
     readings: Mapping[str, Value]
     values: NDArray[np.float64] | None = None
     eigenvalues: NDArray[np.complex128] | None = None
+    sample: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a run that a person should look at.
+
+    Attributes:
+        names: the matrices it is about; the first stands for them.
+        sentence: what was found, in words, the figures it rests on included.
+        severity: how far from its peers, comparable between findings; the largest is shown first.
+        reading: the column that shows it best, or "".
+    """
+
+    names: tuple[str, ...]
+    sentence: str
+    severity: float
+    reading: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,7 @@ class Run:
         records: the rows, in the order of the checkpoint.
         coverage: one entry per tensor.
         provenance: versions, options, seed, machine, times: plain values, shown as they stand.
+        findings: what stands out, most severe first; empty also where nobody has looked yet.
     """
 
     verb: str
@@ -121,3 +141,4 @@ class Run:
     records: tuple[Record, ...]
     coverage: tuple[Coverage, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()

@@ -40,6 +40,9 @@ class ScanOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    tail_tests: int = 0
+    tail_stability: int = 0
+    fixed_aspect: float = 0.0
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float64", "float32"):
@@ -48,6 +51,10 @@ class ScanOptions:
             raise InputError(f"target condition {self.target_condition}", expected="more than 1")
         if not 1 <= self.conv_grid <= 512:
             raise InputError(f"convolution grid {self.conv_grid}", expected="1 to 512")
+        if self.tail_tests < 0 or self.tail_stability < 0:
+            raise InputError(f"{min(self.tail_tests, self.tail_stability)} synthetic spectra or copies", expected="0 or more")
+        if not (self.fixed_aspect == 0.0 or 0.05 <= self.fixed_aspect <= 20.0):
+            raise InputError(f"fixed aspect ratio {self.fixed_aspect}", expected="0 (off), or rows per column, 0.05 to 20")
         try:
             torch.empty(1, dtype=torch.float64 if self.dtype == "float64" else torch.float32, device=self.device)
         except (RuntimeError, AssertionError, TypeError) as error:
