@@ -46,7 +46,7 @@ def plain(value: Any) -> Any:
 
 
 def as_json(run: Run, *, with_values: bool = False) -> str:
-    """The whole run as one JSON object, in ASCII: source, records, coverage, provenance."""
+    """The whole run as one JSON object, in ASCII: source, records, findings, coverage, provenance."""
     records = []
     for record in run.records:
         row: dict[str, Any] = {c.name: record.readings.get(c.name) for c in COLUMNS}
@@ -54,7 +54,7 @@ def as_json(run: Run, *, with_values: bool = False) -> str:
             row["singular_values"] = None if record.values is None else record.values.tolist()
         records.append(row)
     content = {
-        "verb": run.verb, "source": run.source, "records": records,
+        "verb": run.verb, "source": run.source, "records": records, "findings": [vars(found) for found in run.findings],
         "coverage": [vars(entry) for entry in run.coverage], "provenance": dict(run.provenance),
     }  # fmt: skip
     return json.dumps(plain(content), indent=1, allow_nan=False, default=str)

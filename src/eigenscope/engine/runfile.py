@@ -16,7 +16,7 @@ import numpy as np
 from eigenscope.errors import RunFileError
 from eigenscope.results import Coverage, Record, Run
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION = 0x45534350
 """Marks the file as ours ("ESCP") in SQLite's header."""
 
@@ -25,7 +25,7 @@ MAGIC = b"SQLite format 3\0"
 _TABLES = (
     "CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE records (name TEXT PRIMARY KEY, place INTEGER NOT NULL, readings TEXT NOT NULL,"
-    " singular_values BLOB, eigenvalues BLOB)",
+    " singular_values BLOB, eigenvalues BLOB, sample BLOB)",
     "CREATE TABLE coverage (place INTEGER PRIMARY KEY, tensor TEXT NOT NULL, entry TEXT NOT NULL)",
 )
 
@@ -139,11 +139,11 @@ class RunFile:
 
     def append(self, record: Record, place: int) -> None:
         """Write one row, in its own transaction; ``place`` is its position in the table."""
-        values = None if record.values is None else np.ascontiguousarray(record.values, "<f8").tobytes()
-        eigenvalues = None if record.eigenvalues is None else np.ascontiguousarray(record.eigenvalues, "<c16").tobytes()
-        row = (record.name, place, json.dumps(dict(record.readings)), values, eigenvalues)
+        arrays = ((record.values, "<f8"), (record.eigenvalues, "<c16"), (record.sample, "<f8"))
+        blobs = (None if array is None else np.ascontiguousarray(array, dtype).tobytes() for array, dtype in arrays)
+        row = (record.name, place, json.dumps(dict(record.readings)), *blobs)
         with self._guarded():
-            self._db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def describe(self, source: str, coverage: tuple[Coverage, ...]) -> None:
         """Write what is known before the first row: the source's name and the fate of every tensor."""
@@ -168,21 +168,25 @@ class RunFile:
         with self._guarded():
             return self._json("provenance")
 
-    def load(self, *, with_values: bool = True) -> Run:
+    def load(self) -> Run:
         """The run as it stands, finished or not.
-
-        Args:
-            with_values: bring the singular values as well as the readings.
 
         Raises:
             RunFileError: the file is damaged.
         """
-        chosen = "singular_values, eigenvalues" if with_values else "NULL, NULL"
         with self._guarded(), self._parsing():
-            rows = self._db.execute(f"SELECT name, readings, {chosen} FROM records ORDER BY place")
+            rows = self._db.execute(
+                "SELECT name, readings, singular_values, eigenvalues, sample FROM records ORDER BY place"
+            )
             records = tuple(
-                Record(str(name), dict(json.loads(readings)), _array(values, "<f8"), _array(eigenvalues, "<c16"))
-                for name, readings, values, eigenvalues in rows
+                Record(
+                    str(name),
+                    dict(json.loads(readings)),
+                    _array(values, "<f8"),
+                    _array(eigenvalues, "<c16"),
+                    _array(sample, "<f8"),
+                )
+                for name, readings, values, eigenvalues, sample in rows
             )
             entries = self._db.execute("SELECT entry FROM coverage ORDER BY place")
             coverage = tuple(_coverage(**json.loads(entry)) for (entry,) in entries)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 FP16_EPS = 2.0**-10
-ENTRIES_AT_ONCE = 2**20
+ENTRIES_AT_ONCE = 2**16
 
 
 def condition_number(values: Array) -> float | None:
@@ -71,6 +71,7 @@ class Entries:
         first: row and column of the first of them, or None.
         overflow: share that fp16 would turn into infinity: |w| ≥ 65520, which rounds up (IEEE 754-2019, §4.3.1, §7.4).
         underflow: share, not 0, that fp16 would turn into 0: |w| ≤ 2⁻²⁵, which rounds to even (§7.5).
+        zero_rows, zero_cols: rows and columns without an entry that differs from 0.
     """
 
     nan: int
@@ -78,6 +79,8 @@ class Entries:
     first: tuple[int, int] | None
     overflow: float
     underflow: float
+    zero_rows: int
+    zero_cols: int
 
 
 def inspect_entries(W: Tensor) -> Entries:
@@ -87,7 +90,8 @@ def inspect_entries(W: Tensor) -> Entries:
         W: (m, n), any floating or complex dtype. Never changed.
     """
     rows, cols = W.shape
-    nan = infinite = overflow = underflow = 0
+    nan = infinite = overflow = underflow = zero_rows = 0
+    used = torch.zeros(cols, dtype=torch.bool, device=W.device)
     first: tuple[int, int] | None = None
     height = max(1, ENTRIES_AT_ONCE // max(cols, 1))
     for start in range(0, rows, height):
@@ -107,5 +111,11 @@ def inspect_entries(W: Tensor) -> Entries:
             overflow += int((torch.isfinite(size) & (size >= 65520.0)).sum())
         if smallest <= 2.0**-25:
             underflow += int(((size <= 2.0**-25) & (size > 0)).sum())
+        if smallest > 0.0:
+            used[:] = True
+        else:
+            nonzero = size != 0
+            used |= nonzero.any(dim=0)
+            zero_rows += int((~nonzero.any(dim=1)).sum())
     total = max(rows * cols, 1)
-    return Entries(nan, infinite, first, overflow / total, underflow / total)
+    return Entries(nan, infinite, first, overflow / total, underflow / total, zero_rows, int((~used).sum()))

@@ -21,6 +21,8 @@ TRACY_WIDOM_999 = 3.2724
 """99.9 % quantile of the Tracy-Widom law of order 1 (Bejan, Largest eigenvalues and sample covariance matrices, 2005)."""
 FEWEST = 16
 """Values below which no bulk is judged: the law is that of large matrices."""
+FARTHEST = 0.25
+"""Distance beyond which the values are no bulk: a quarter of them lie elsewhere."""
 GRID = 1024
 
 
@@ -48,19 +50,21 @@ class Noise:
 
 
 TOO_FEW = f"not identifiable: fewer than {FEWEST} singular values"
-NO_MEDIAN = "no noise bulk: half of the values or more are 0"
+NO_MEDIAN = "no noise bulk: half of the values or more are 0 or rounding"
 
 
-def fit_noise(values: Array, shape: tuple[int, int]) -> Noise | str:
+def fit_noise(values: Array, shape: tuple[int, int], floor: float = 0.0) -> Noise | str:
     """The Marchenko-Pastur bulk of a spectrum, its level from the median, its edge with a Tracy-Widom margin.
 
-    With k values above the edge the bulk is that of an (m−k)×(n−k) noise matrix, whose median fixes the level (Gavish &
-    Donoho, IEEE Trans. Inf. Theory 60(8), 2014, §III-E, for k = 0); the edge then follows, and with it k. From k = 0 up,
-    this ends, as every value that leaves the bulk lowers its median.
+    The median of all values fixes the level (Gavish & Donoho, IEEE Trans. Inf. Theory 60(8), 2014, §III-E), and the level
+    the edge. With k values above it the bulk is that of an (m−k)×(n−k) noise matrix, whose median is a little lower; that
+    is followed until no more values leave, and kept where what remains is noise by its distance. A bulk that is none has no
+    such end: its level stays that of the median of all.
 
     Args:
         values: (min(m, n),) singular values, descending, complete.
         shape: (m, n).
+        floor: values up to floor·σ₁ are rounding: where the median is one of them, the bulk is not the matrix's own.
 
     Returns:
         :class:`Noise`, or the reason why none can be fitted.
@@ -75,33 +79,49 @@ def fit_noise(values: Array, shape: tuple[int, int]) -> Noise | str:
         raise InputError("singular values out of order", expected="finite, descending, ≥ 0")
     if short < FEWEST:
         return TOO_FEW
-    if values[(short - 1) // 2] == 0.0:
+    if values[short // 2] <= floor * values[0]:
         return NO_MEDIAN
     relative = values / values[0]
-    rank, above = 0, 0
-    while True:
-        level = noise_level(relative[rank:], (long - rank, short - rank))
-        edge = level * noise_edge((long - rank, short - rank))
-        above = int(np.count_nonzero(relative > edge))
-        if above <= rank or above > short // 2:
-            break
-        rank = above
-    distance = bulk_distance(relative[rank:], level, (long - rank, short - rank))
+    fit = _bulk(relative, (long, short), 0)
+    refined, above = fit, fit.above
+    while refined.removed < above <= short // 2 and relative[(short + above) // 2] > floor:
+        refined = _bulk(relative, (long, short), above)
+        above = refined.above
+    if refined.distance <= allowed_distance(short - refined.removed):
+        fit = refined
     scale = float(values[0])
-    if above > short // 2:
-        verdict = f"no noise bulk: {above} of {short} values above where the noise of the others would end"
-        return Noise(level * scale, None, None, None, distance, None, verdict)
+    if fit.distance > FARTHEST:
+        verdict = f"no noise bulk: the values are {100 * fit.distance:.0f} % from the Marchenko-Pastur law"
+        return Noise(fit.level * scale, None, None, None, fit.distance, None, verdict)
     energy = relative**2
-    threshold = level * optimal_threshold((long, short))
     return Noise(
-        level=level * scale,
-        edge=edge * scale,
-        rank=rank,
-        signal_energy=float(energy[:rank].sum() / energy.sum()),
-        distance=distance,
-        optimal_rank=int(np.count_nonzero(relative > threshold)),
-        verdict=_judge(rank, distance, short - rank),
+        level=fit.level * scale,
+        edge=fit.edge * scale,
+        rank=fit.above,
+        signal_energy=float(energy[: fit.above].sum() / energy.sum()),
+        distance=fit.distance,
+        optimal_rank=int(np.count_nonzero(relative > fit.level * optimal_threshold((long, short)))),
+        verdict=_judge(fit.above, fit.distance, short - fit.removed),
     )
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    """The noise of the spectrum without its ``removed`` largest values; ``above`` of all values exceed its edge."""
+
+    removed: int
+    level: float
+    edge: float
+    above: int
+    distance: float
+
+
+def _bulk(relative: Array, shape: tuple[int, int], removed: int) -> _Bulk:
+    inner = (shape[0] - removed, shape[1] - removed)
+    level = noise_level(relative[removed:], inner)
+    edge = level * noise_edge(inner)
+    above = int(np.count_nonzero(relative > edge))
+    return _Bulk(removed, level, edge, above, bulk_distance(relative[above:], level, inner))
 
 
 def _judge(rank: int, distance: float, size: int) -> str:

@@ -23,10 +23,19 @@ def numerical_rank(values: Array, shape: tuple[int, int], eps: float) -> int:
     """
     if not len(values) or values[0] == 0.0:
         return 0
-    relative = values / values[0]
+    return int(np.count_nonzero(values / values[0] > rounding(values, shape, eps)))
+
+
+def rounding(values: Array, shape: tuple[int, int], eps: float) -> float:
+    """The singular value, relative to σ₁, that the storage format cannot tell from 0: see :func:`numerical_rank`.
+
+    Args:
+        values: (k,) descending, complete, not all 0.
+        shape: (m, n).
+        eps: machine epsilon of the *storage* format.
+    """
     narrow = eps > 2.0**-22
-    threshold = 0.5 * eps * float(np.linalg.norm(relative)) if narrow else max(shape) * eps
-    return int(np.count_nonzero(relative > threshold))
+    return 0.5 * eps * float(np.linalg.norm(values / values[0])) if narrow else max(shape) * eps
 
 
 def stable_rank(values: Array) -> float | None:

@@ -13,13 +13,17 @@ from torch import Tensor
 
 from eigenscope.columns import COLUMNS
 from eigenscope.errors import EigenscopeError, InputError
-from eigenscope.measures import conditioning, rank
+from eigenscope.measures import conditioning, noise, quantization, rank
+from eigenscope.measures.duplicates import sample_entries
 from eigenscope.methods import convolution, exact
 from eigenscope.models.checkpoint import Checkpoint
 from eigenscope.models.matrices import Matrix, read_matrix
 from eigenscope.results import Record, Spectrum, Value
+from eigenscope.tasks.tails import tail_readings
 
 ENERGIES = (90, 95, 99)
+FEW_BITS = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"})
+"""Formats of so few values that blocks of them repeat some without having been quantised further."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,13 @@ class ScanOptions:
         if not 1 <= self.conv_grid <= 512:
             raise InputError(f"convolution grid {self.conv_grid}", expected="1 to 512")
         if self.tail_tests < 0 or self.tail_stability < 0:
-            raise InputError(f"{min(self.tail_tests, self.tail_stability)} synthetic spectra or copies", expected="0 or more")
+            raise InputError(
+                f"{min(self.tail_tests, self.tail_stability)} synthetic spectra or copies", expected="0 or more"
+            )
         if not (self.fixed_aspect == 0.0 or 0.05 <= self.fixed_aspect <= 20.0):
-            raise InputError(f"fixed aspect ratio {self.fixed_aspect}", expected="0 (off), or rows per column, 0.05 to 20")
+            raise InputError(
+                f"fixed aspect ratio {self.fixed_aspect}", expected="0 (off), or rows per column, 0.05 to 20"
+            )
         try:
             torch.empty(1, dtype=torch.float64 if self.dtype == "float64" else torch.float32, device=self.device)
         except (RuntimeError, AssertionError, TypeError) as error:
@@ -69,41 +77,70 @@ def measure(checkpoint: Checkpoint, options: ScanOptions, matrix: Matrix) -> Rec
         "dtype": matrix.dtype,
     }  # fmt: skip
     try:
-        readings, values, eigenvalues = _read_and_measure(checkpoint, options, matrix)
+        measured = _read_and_measure(checkpoint, options, matrix)
     except (EigenscopeError, ArithmeticError, RuntimeError, ValueError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        readings, values, eigenvalues = {"status": f"not measured: {reason}"}, None, None
-    return Record(matrix.name, {c.name: {**facts, **readings}.get(c.name) for c in COLUMNS}, values, eigenvalues)
+        measured = Measured({"status": f"not measured: {reason}"})
+    readings = {column.name: {**facts, **measured.readings}.get(column.name) for column in COLUMNS}
+    return Record(matrix.name, readings, measured.values, measured.eigenvalues, measured.sample)
 
 
-def _read_and_measure(
-    checkpoint: Checkpoint, options: ScanOptions, matrix: Matrix
-) -> tuple[dict[str, Value], NDArray[np.float64] | None, NDArray[np.complex128] | None]:
+@dataclass(frozen=True)
+class Measured:
+    """What :func:`measure` finds out about one matrix; the fields are those of ``Record``."""
+
+    readings: dict[str, Value]
+    values: NDArray[np.float64] | None = None
+    eigenvalues: NDArray[np.complex128] | None = None
+    sample: NDArray[np.float64] | None = None
+
+
+def _read_and_measure(checkpoint: Checkpoint, options: ScanOptions, matrix: Matrix) -> Measured:
     W = read_matrix(checkpoint, matrix)
     if not W.numel():
-        return {"status": f"empty: {matrix.rows}×{matrix.cols}"}, None, None
+        return Measured({"status": f"empty: {matrix.rows}×{matrix.cols}"})
     entries = conditioning.inspect_entries(W)
     if entries.nan or entries.infinite:
         where = f"first at row {entries.first[0]}, column {entries.first[1]}" if entries.first else ""
-        return (
-            {"status": f"not measured: {entries.nan} NaN and {entries.infinite} infinite entries, {where}"},
-            None,
-            None,
-        )
-    W = W.to(options.device)
+        return Measured({"status": f"not measured: {entries.nan} NaN and {entries.infinite} infinite entries, {where}"})
+    W = _computable(W).to(options.device)
     method = "auto" if options.dtype == "float64" else "lapack-float32"
-    spectrum = exact.singular_values(_computable(W), method=method)
-    values = spectrum.values.numpy()
+    spectrum = exact.singular_values(W, method=method)
     readings, doubts = spectral_readings(spectrum, matrix, options)
-    readings |= {"overflow_fp16": entries.overflow, "underflow_fp16": entries.underflow}
+    readings |= {
+        "overflow_fp16": entries.overflow, "underflow_fp16": entries.underflow,
+        "zero_rows": entries.zero_rows, "zero_cols": entries.zero_cols,
+    }  # fmt: skip
+    readings |= statistical_readings(W, spectrum, matrix, options)
     eigenvalues = None
     if len(matrix.kernel) == 2:
         readings["conv_norm"] = _convolution_norm(W, matrix, options)
     elif options.eigenvalues and matrix.rows == matrix.cols:
-        eigenvalues = exact.eigenvalues(_computable(W)).numpy()
+        eigenvalues = exact.eigenvalues(W).numpy()
         readings["spectral_radius"] = float(abs(eigenvalues[0]))
     readings["status"] = "; ".join(doubts) or "ok"
-    return readings, values, eigenvalues
+    return Measured(readings, spectrum.values.numpy(), eigenvalues, sample_entries(W))
+
+
+def statistical_readings(W: Tensor, spectrum: Spectrum, matrix: Matrix, options: ScanOptions) -> dict[str, Value]:
+    """The noise bulk, the power-law tail and the quantisation: what the values, taken as a sample, look like."""
+    values, shape = spectrum.values.numpy(), (matrix.rows, matrix.cols)
+    least = rank.rounding(values, shape, conditioning.storage_eps(matrix.dtype)) if values[0] else 0.0
+    found = noise.fit_noise(values, shape, least)
+    readings: dict[str, Value] = {"noise_verdict": found if isinstance(found, str) else found.verdict}
+    if isinstance(found, noise.Noise):
+        readings |= {
+            "noise_level": found.level, "noise_edge": found.edge, "noise_rank": found.rank,
+            "signal_energy": found.signal_energy, "bulk_distance": found.distance, "optimal_rank": found.optimal_rank,
+        }  # fmt: skip
+    if matrix.dtype not in FEW_BITS:
+        levels = quantization.find_levels(W)
+        readings["quantization_floor"] = levels.floor if levels else None
+    return readings | tail_readings(
+        W, values, floor=max(least**2, len(values) * 2.0**-52), tests=options.tail_tests,
+        stability=options.tail_stability, fixed_aspect=options.fixed_aspect,
+        generator=np.random.default_rng(_seed_of(matrix, options)),
+    )  # fmt: skip
 
 
 def spectral_readings(spectrum: Spectrum, matrix: Matrix, options: ScanOptions) -> tuple[dict[str, Value], list[str]]:
@@ -154,11 +191,15 @@ def _computable(W: Tensor) -> Tensor:
 def _convolution_norm(W: Tensor, matrix: Matrix, options: ScanOptions) -> float | None:
     """Norm of the convolution whose unfolded weight is W; None where one input a kernel leaves its groups unknown."""
     # A transposed convolution has the norm of the convolution whose adjoint it is.
-    unfolded = _computable(W).T if matrix.transposed else _computable(W)
+    unfolded = W.T if matrix.transposed else W
     kernel = unfolded.reshape(unfolded.shape[0], -1, *matrix.kernel).cpu()
     if matrix.groups is None and kernel.shape[1] == 1 and kernel.shape[0] > 1:
         return None
-    # A seed of its own for each row: the same number whatever the order in which workers take them.
-    digest = hashlib.sha256(f"{options.seed}:{matrix.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(_seed_of(matrix, options))
     return convolution.periodic_norm(kernel, options.conv_grid, generator, matrix.groups or 1)
+
+
+def _seed_of(matrix: Matrix, options: ScanOptions) -> int:
+    """A seed of its own for each row: the same number whatever the order in which workers take them."""
+    digest = hashlib.sha256(f"{options.seed}:{matrix.name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

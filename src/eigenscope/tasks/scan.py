@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -24,6 +24,7 @@ from eigenscope.engine.pool import available_cpus, stream, threads
 from eigenscope.engine.progress import Listener, Progress, silent
 from eigenscope.engine.runfile import RunFile
 from eigenscope.errors import InputError
+from eigenscope.measures import outliers
 from eigenscope.models.checkpoint import Checkpoint
 from eigenscope.models.matrices import Matrix, list_matrices
 from eigenscope.models.sources import open_checkpoint
@@ -111,6 +112,15 @@ class Scan:
 
         return pd.DataFrame([asdict(entry) for entry in self.run.coverage], columns=[f.name for f in fields(Coverage)])
 
+    @property
+    def outliers(self) -> pd.DataFrame:
+        """What stands out, most severe first: the matrices, a sentence, a severity, the reading that shows it."""
+        import pandas as pd
+
+        from eigenscope.results import Finding
+
+        return pd.DataFrame([vars(found) for found in self.run.findings], columns=[f.name for f in fields(Finding)])
+
     def figure(self, reading: str | None = None, matrix: str | None = None) -> go.Figure:
         """A Plotly figure: a reading over layer × role, or the spectrum of one matrix; by default κ.
 
@@ -150,6 +160,9 @@ def scan(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
     seed: int = 0,
+    tail_tests: int = 0,
+    tail_stability: int = 0,
+    fixed_aspect: float = 0.0,
     progress: Listener = silent,
 ) -> Scan:
     """Singular values and readings of every weight matrix of a checkpoint.
@@ -165,7 +178,10 @@ def scan(
         eigenvalues: also the eigenvalues of square maps.
         conv_grid: image size for the operator norm of 2-D convolutions.
         include, exclude: shell patterns over matrix names.
-        seed: of the random starts (only ``conv_norm`` draws any).
+        seed: of everything random: ``conv_norm``'s starts, and what the next three draw.
+        tail_tests: synthetic spectra for ``alpha_p``, and the likelihood ratios; 0 for none. 2500 give two decimals.
+        tail_stability: groups of columns left out in turn for ``alpha_stability``; 0 for none.
+        fixed_aspect: rows per column of the submatrices of ``alpha_fixed_aspect``; 0 for none.
         progress: called after each row.
 
     Returns:
@@ -178,13 +194,29 @@ def scan(
     """
     options = ScanOptions(
         device=device, dtype=dtype, target_condition=target_condition, eigenvalues=eigenvalues, conv_grid=conv_grid,
-        include=tuple(include), exclude=tuple(exclude), seed=seed,
+        include=tuple(include), exclude=tuple(exclude), seed=seed, tail_tests=tail_tests, tail_stability=tail_stability,
+        fixed_aspect=fixed_aspect,
     )  # fmt: skip
     plan = make_plan(source, options, workers)
     with open_run_file(plan, output) as runfile:
         for _ in run_plan(plan, runfile, executor=executor, progress=progress):
             pass
-        return Scan(runfile.load())
+        return Scan(judged(runfile.load()))
+
+
+def judged(run: Run) -> Run:
+    """The run with its findings; it must hold singular values and samples for those that compare matrices."""
+    return replace(run, findings=outliers.find(run.records))
+
+
+def load_run(path: str | Path) -> Run:
+    """The run of a run file, finished or not, with its findings.
+
+    Raises:
+        RunFileError: not a run file, or damaged.
+    """
+    with RunFile(path) as file:
+        return judged(file.load())
 
 
 def make_plan(source: Any, options: ScanOptions, workers: int | None = None) -> ScanPlan:

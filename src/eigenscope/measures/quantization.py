@@ -1,0 +1,110 @@
+"""Whether the entries of a matrix take a few levels only, and what that rounding adds to its singular values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+"""Entries along a row that share a scale in every common 4-bit format, or divide those that do."""
+LEVELS = 16
+ROWS = 64
+MOSTLY = 0.95
+FEWEST_ENTRIES = 24
+"""Entries of a block that are not 0: a block of zeros has few levels, too, and is not quantised."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Rounding to a few levels, estimated from sampled blocks.
+
+    Attributes:
+        step: root mean square distance between neighbouring levels, over the entries.
+        error: standard deviation of the rounding error of an entry: step/√12.
+        stderr: standard error of ``error`` over the blocks.
+        floor: about the largest singular value of a matrix of such errors: error·(√m + √n).
+        levels: most levels seen in a block.
+    """
+
+    step: float
+    error: float
+    stderr: float
+    floor: float
+    levels: int
+
+
+def find_levels(W: Tensor) -> Quantization | None:
+    """The quantisation of a matrix whose blocks of 32 entries along a row take at most 16 values; None of others.
+
+    The rounding error of an entry between equidistant levels is taken as uniform over one step, hence of variance
+    step²/12, and independent of the others (Bennett, Bell Syst. Tech. J. 27, 1948; Widrow & Kollár, Quantization Noise,
+    2008, ch. 4). A matrix of such errors has a norm of about √m + √n standard deviations (Davidson & Szarek, Handbook of
+    the Geometry of Banach Spaces 1, 2001, Theorem II.13; for entries with four moments, Latała, Proc. AMS 133, 2005).
+
+    Args:
+        W: (m, n), any floating dtype of more than 8 bits; a sample of rows is read.
+    """
+    rows, cols = W.shape
+    width = cols - cols % BLOCK
+    if width == 0 or W.is_complex() or W.element_size() == 1:
+        return None
+    chosen = torch.linspace(0, rows - 1, min(rows, ROWS)).round().long()
+    few = _blocks(W, chosen[:: max(1, len(chosen) // 4)], width)
+    # A quick look at a few rows spares the rest of them for almost every matrix.
+    if not _is_coarse(few):
+        return None
+    blocks = _blocks(W, chosen, width)
+    if not _is_coarse(blocks):
+        return None
+    variance = _cell_widths(blocks).square().mean(dim=1) / 12.0
+    error = math.sqrt(float(variance.mean()))
+    spread = float(variance.std()) / math.sqrt(len(variance)) if len(variance) > 1 else math.inf
+    return Quantization(
+        step=error * math.sqrt(12.0),
+        error=error,
+        stderr=spread / (2.0 * error) if error else 0.0,
+        floor=error * (math.sqrt(rows) + math.sqrt(cols)),
+        levels=int(_levels(blocks).max()),
+    )
+
+
+def _blocks(W: Tensor, rows: Tensor, width: int) -> Tensor:
+    """(b, 32) blocks of few zeros, each sorted, float64."""
+    blocks = W[rows.to(W.device), :width].double().cpu().reshape(-1, BLOCK)
+    return blocks[(blocks != 0).sum(dim=1) >= FEWEST_ENTRIES].sort(dim=1).values
+
+
+def _levels(blocks: Tensor) -> Tensor:
+    return (blocks[:, 1:] > blocks[:, :-1]).sum(dim=1) + 1
+
+
+def _is_coarse(blocks: Tensor) -> bool:
+    # A constant block has one level; a matrix of constant blocks is a pattern, not a rounding.
+    if not len(blocks):
+        return False
+    levels = _levels(blocks)
+    return float((levels <= LEVELS).double().mean()) >= MOSTLY and float((levels > 1).double().mean()) >= MOSTLY
+
+
+def _cell_widths(blocks: Tensor) -> Tensor:
+    """(b, 32) width of the interval that each entry was rounded from.
+
+    Where all gaps of a block are multiples of the smallest, that is the step and the others are unused levels. Else
+    (levels placed by quantiles) it is half the distance between the two neighbouring levels.
+    """
+    gaps = blocks[:, 1:] - blocks[:, :-1]
+    some = torch.where(gaps > 0, gaps, torch.inf)
+    step = some.min(dim=1, keepdim=True).values
+    multiples = gaps / step
+    even = ((multiples - multiples.round()).abs() < 0.02 * multiples.clamp(min=1.0)).all(dim=1, keepdim=True)
+    even = even & torch.isfinite(step)
+    widths = step.expand_as(blocks).clone()
+    for row in torch.nonzero(~even[:, 0])[:, 0].tolist():
+        levels, places = torch.unique(blocks[row], return_inverse=True)
+        between = levels.diff()
+        edges = torch.cat([between[:1], (between[1:] + between[:-1]) / 2.0, between[-1:]])
+        widths[row] = edges[places] if len(levels) > 1 else 0.0
+    return widths
