@@ -72,7 +72,11 @@ class RunFile:
             )  # fmt: skip
         if identity is None:
             return
-        if on_disk:
+        if not on_disk:
+            # It vanishes with the process: nothing of it needs to be safe.
+            self._db.execute("PRAGMA synchronous = OFF")
+            self._db.execute("PRAGMA journal_mode = OFF")
+        else:
             # The log survives a killed process; only a power cut can lose the last rows, never the file.
             self._db.execute("PRAGMA synchronous = NORMAL")
         stored = self._json("identity")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,14 +34,19 @@ def sample_entries(W: Tensor, places: int = PLACES) -> Array:
         W: (m, n), not empty. Complex entries give their moduli.
         places: how many, drawn with replacement.
     """
-    long, short = max(W.shape), min(W.shape)
-    generator = np.random.default_rng((long, short))
-    first, second = generator.integers(long, size=places), generator.integers(short, size=places)
-    rows, cols = (first, second) if W.shape[0] == long else (second, first)
-    chosen = W[rows.tolist(), cols.tolist()]
+    first, second = _places(max(W.shape), min(W.shape), places)
+    rows, cols = (first, second) if W.shape[0] >= W.shape[1] else (second, first)
+    chosen = W[rows.to(W.device), cols.to(W.device)]
     chosen = chosen.abs() if chosen.is_complex() else chosen
     sample: Array = chosen.double().cpu().numpy()
     return sample
+
+
+@lru_cache(maxsize=64)
+def _places(long: int, short: int, places: int) -> tuple[Tensor, Tensor]:
+    generator = np.random.default_rng((long, short))
+    first, second = generator.integers(long, size=places), generator.integers(short, size=places)
+    return torch.from_numpy(first), torch.from_numpy(second)
 
 
 def find_duplicates(records: Sequence[Record]) -> list[Finding]:

@@ -82,26 +82,29 @@ def fit_noise(values: Array, shape: tuple[int, int], floor: float = 0.0) -> Nois
     if values[short // 2] <= floor * values[0]:
         return NO_MEDIAN
     relative = values / values[0]
-    fit = _bulk(relative, (long, short), 0)
-    refined, above = fit, fit.above
+    fit = refined = _bulk(relative, (long, short), 0)
+    above = fit.above
     while refined.removed < above <= short // 2 and relative[(short + above) // 2] > floor:
         refined = _bulk(relative, (long, short), above)
         above = refined.above
-    if refined.distance <= allowed_distance(short - refined.removed):
+    distance = _distance(relative, refined, (long, short))
+    if distance <= allowed_distance(short - refined.removed):
         fit = refined
+    elif refined is not fit:
+        distance = _distance(relative, fit, (long, short))
     scale = float(values[0])
-    if fit.distance > FARTHEST:
-        verdict = f"no noise bulk: the values are {100 * fit.distance:.0f} % from the Marchenko-Pastur law"
-        return Noise(fit.level * scale, None, None, None, fit.distance, None, verdict)
+    if distance > FARTHEST:
+        verdict = f"no noise bulk: the values are {100 * distance:.0f} % from the Marchenko-Pastur law"
+        return Noise(fit.level * scale, None, None, None, distance, None, verdict)
     energy = relative**2
     return Noise(
         level=fit.level * scale,
         edge=fit.edge * scale,
         rank=fit.above,
         signal_energy=float(energy[: fit.above].sum() / energy.sum()),
-        distance=fit.distance,
+        distance=distance,
         optimal_rank=int(np.count_nonzero(relative > fit.level * optimal_threshold((long, short)))),
-        verdict=_judge(fit.above, fit.distance, short - fit.removed),
+        verdict=_judge(fit.above, distance, short - fit.removed),
     )
 
 
@@ -113,15 +116,17 @@ class _Bulk:
     level: float
     edge: float
     above: int
-    distance: float
 
 
 def _bulk(relative: Array, shape: tuple[int, int], removed: int) -> _Bulk:
     inner = (shape[0] - removed, shape[1] - removed)
     level = noise_level(relative[removed:], inner)
     edge = level * noise_edge(inner)
-    above = int(np.count_nonzero(relative > edge))
-    return _Bulk(removed, level, edge, above, bulk_distance(relative[above:], level, inner))
+    return _Bulk(removed, level, edge, int(np.count_nonzero(relative > edge)))
+
+
+def _distance(relative: Array, fit: _Bulk, shape: tuple[int, int]) -> float:
+    return bulk_distance(relative[fit.above :], fit.level, (shape[0] - fit.removed, shape[1] - fit.removed))
 
 
 def _judge(rank: int, distance: float, size: int) -> str:
@@ -152,7 +157,8 @@ def noise_level(bulk: Array, shape: tuple[int, int]) -> float:
     """
     points, cumulative = marchenko_pastur(min(shape), max(shape))
     median = float(np.interp(0.5, cumulative, points))
-    return float(np.median(bulk)) / math.sqrt(max(shape) * median)
+    middle = 0.5 * float(bulk[(len(bulk) - 1) // 2] + bulk[len(bulk) // 2])
+    return middle / math.sqrt(max(shape) * median)
 
 
 def noise_edge(shape: tuple[int, int]) -> float:

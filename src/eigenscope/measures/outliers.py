@@ -113,8 +113,11 @@ def _deviation(reading: str, record: Record, others: Array, own: float, least: f
     peers = others[np.isfinite(others)]
     if len(peers) < FEWEST_PEERS or not math.isfinite(own):
         return None
-    z = float(own - np.median(peers)) / max(_scale(peers), least)
     threshold = -float(stdtrit(len(peers) - 1, CHANCE)) * math.sqrt(1.0 + 1.0 / len(peers))
+    distance = own - float(np.median(peers))
+    if abs(distance) <= threshold * least:
+        return None
+    z = distance / max(_scale(peers), least)
     if abs(z) <= threshold:
         return None
     value = record.readings[reading]

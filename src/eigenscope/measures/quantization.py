@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[np.float64]
 
 BLOCK = 32
 """Entries along a row that share a scale in every common 4-bit format, or divide those that do."""
@@ -51,17 +54,16 @@ def find_levels(W: Tensor) -> Quantization | None:
     width = cols - cols % BLOCK
     if width == 0 or W.is_complex() or W.element_size() == 1:
         return None
-    chosen = torch.linspace(0, rows - 1, min(rows, ROWS)).round().long()
-    few = _blocks(W, chosen[:: max(1, len(chosen) // 4)], width)
+    chosen = np.linspace(0, rows - 1, min(rows, ROWS)).round().astype(int)
     # A quick look at a few rows spares the rest of them for almost every matrix.
-    if not _is_coarse(few):
+    if not _is_coarse(_blocks(W, chosen[:: max(1, len(chosen) // 4)], width)):
         return None
     blocks = _blocks(W, chosen, width)
     if not _is_coarse(blocks):
         return None
-    variance = _cell_widths(blocks).square().mean(dim=1) / 12.0
+    variance = np.mean(_cell_widths(blocks) ** 2, axis=1) / 12.0
     error = math.sqrt(float(variance.mean()))
-    spread = float(variance.std()) / math.sqrt(len(variance)) if len(variance) > 1 else math.inf
+    spread = float(variance.std(ddof=1)) / math.sqrt(len(variance)) if len(variance) > 1 else math.inf
     return Quantization(
         step=error * math.sqrt(12.0),
         error=error,
@@ -71,40 +73,41 @@ def find_levels(W: Tensor) -> Quantization | None:
     )
 
 
-def _blocks(W: Tensor, rows: Tensor, width: int) -> Tensor:
+def _blocks(W: Tensor, rows: NDArray[np.int_], width: int) -> Array:
     """(b, 32) blocks of few zeros, each sorted, float64."""
-    blocks = W[rows.to(W.device), :width].double().cpu().reshape(-1, BLOCK)
-    return blocks[(blocks != 0).sum(dim=1) >= FEWEST_ENTRIES].sort(dim=1).values
+    blocks: Array = W[rows.tolist(), :width].double().cpu().numpy().reshape(-1, BLOCK)
+    return np.sort(blocks[np.count_nonzero(blocks, axis=1) >= FEWEST_ENTRIES], axis=1)
 
 
-def _levels(blocks: Tensor) -> Tensor:
-    return (blocks[:, 1:] > blocks[:, :-1]).sum(dim=1) + 1
+def _levels(blocks: Array) -> NDArray[np.int_]:
+    levels: NDArray[np.int_] = np.count_nonzero(blocks[:, 1:] > blocks[:, :-1], axis=1) + 1
+    return levels
 
 
-def _is_coarse(blocks: Tensor) -> bool:
+def _is_coarse(blocks: Array) -> bool:
     # A constant block has one level; a matrix of constant blocks is a pattern, not a rounding.
     if not len(blocks):
         return False
     levels = _levels(blocks)
-    return float((levels <= LEVELS).double().mean()) >= MOSTLY and float((levels > 1).double().mean()) >= MOSTLY
+    return float(np.mean(levels <= LEVELS)) >= MOSTLY and float(np.mean(levels > 1)) >= MOSTLY
 
 
-def _cell_widths(blocks: Tensor) -> Tensor:
+def _cell_widths(blocks: Array) -> Array:
     """(b, 32) width of the interval that each entry was rounded from.
 
     Where all gaps of a block are multiples of the smallest, that is the step and the others are unused levels. Else
     (levels placed by quantiles) it is half the distance between the two neighbouring levels.
     """
-    gaps = blocks[:, 1:] - blocks[:, :-1]
-    some = torch.where(gaps > 0, gaps, torch.inf)
-    step = some.min(dim=1, keepdim=True).values
-    multiples = gaps / step
-    even = ((multiples - multiples.round()).abs() < 0.02 * multiples.clamp(min=1.0)).all(dim=1, keepdim=True)
-    even = even & torch.isfinite(step)
-    widths = step.expand_as(blocks).clone()
-    for row in torch.nonzero(~even[:, 0])[:, 0].tolist():
-        levels, places = torch.unique(blocks[row], return_inverse=True)
-        between = levels.diff()
-        edges = torch.cat([between[:1], (between[1:] + between[:-1]) / 2.0, between[-1:]])
-        widths[row] = edges[places] if len(levels) > 1 else 0.0
+    widths = np.zeros_like(blocks)
+    for row, block in enumerate(blocks):
+        levels, places = np.unique(block, return_inverse=True)
+        if len(levels) == 1:
+            continue
+        between = np.diff(levels)
+        multiples = between / between.min()
+        if np.all(np.abs(multiples - multiples.round()) < 0.02 * multiples):
+            widths[row] = between.min()
+        else:
+            edges = np.concatenate([between[:1], (between[1:] + between[:-1]) / 2.0, between[-1:]])
+            widths[row] = edges[places]
     return widths

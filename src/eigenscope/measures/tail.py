@@ -34,13 +34,12 @@ SMALLEST = 1e-200
 
 @dataclass(frozen=True)
 class Tail:
-    """A power law p(λ) ∝ λ^−α fitted to the eigenvalues λ = σ² at and above a cut-off.
+    """A power law p(λ) ∝ λ^−α fitted to the eigenvalues λ = σ² at and above a cut-off x_min.
 
     Attributes:
         alpha: exponent α > 1 of the density of λ. The density of σ then falls as σ^−(2α−1).
         stderr: standard error of ``alpha``, the choice of the cut-off included; infinite for 3 values.
-        x_min: the cut-off, an eigenvalue.
-        cutoff: the same as a singular value, √x_min.
+        cutoff: the singular value √x_min at which the tail begins.
         size: n, the eigenvalues at or above the cut-off.
         total: N, the eigenvalues above rounding, in the tail or not.
         dropped: values left out because they are 0 or rounding.
@@ -53,7 +52,6 @@ class Tail:
 
     alpha: float
     stderr: float
-    x_min: float
     cutoff: float
     size: int
     total: int
@@ -69,7 +67,8 @@ def fit_tail(values: Array, floor: float | None = None) -> Tail | None:
 
     Clauset, Shalizi & Newman, Power-law distributions in empirical data, SIAM Review 51(4), 2009: α = 1 + n/Σ ln(λ/x_min)
     (eq. 3.1), the cut-off by eq. 3.9. Every distinct eigenvalue with two or more above it is a candidate. The distance is
-    the true supremum, on both sides of every step of the empirical distribution. The standard error is that of
+    the true supremum, on both sides of every step of the empirical distribution; programs that look at one side only, as
+    the authors' own, may choose another cut-off. The standard error is that of
     :func:`standard_error`, the verdict that of :func:`judge`.
 
     Args:
@@ -94,12 +93,10 @@ def fit_tail(values: Array, floor: float | None = None) -> Tail | None:
     # The cut-off is itself one of the values: the other n − 1 excesses are the exponentials of the null hypothesis.
     others = excess[: size - 1]
     cv = float(np.std(others) / np.mean(others))
-    cutoff = float(values[size - 1])
     return Tail(
         alpha=1.0 + exponent,
         stderr=standard_error(exponent, size, len(logs)),
-        x_min=cutoff * cutoff,
-        cutoff=cutoff,
+        cutoff=float(values[size - 1]),
         size=size,
         total=len(logs),
         dropped=len(values) - len(logs),
@@ -323,9 +320,11 @@ def fixed_aspect_blocks(shape: tuple[int, int], aspect: float, windows: int) -> 
     """The largest blocks of a given aspect ratio, spread evenly over a matrix: rows and columns of each.
 
     The spectrum of noise, and with it any exponent fitted to its bulk, depends on the aspect ratio; matrices of
-    different shapes are comparable through blocks of one ratio (Hu, Goel, Killiakov & Yang, Eigenspectrum analysis of
-    neural networks without aspect ratio bias, ICML 2025, who average over small windows; the largest blocks keep more of
-    the tail). Blocks overlap where there are more than fit side by side.
+    different shapes are comparable through blocks of one ratio (FARMS: Hu, Goel, Killiakov & Yang, Eigenspectrum analysis
+    of neural networks without aspect ratio bias, ICML 2025). What differs from their published program: it slides a
+    small window over rows and columns and fits one exponent to the pooled eigenvalues of all windows of a linear layer
+    (for convolutions, as here, the mean of one exponent a window); here one side of a block is taken whole, as larger
+    blocks keep more of the tail, and each block is fitted by itself, which gives a spread.
 
     Args:
         shape: (m, n), both ≥ 1.

@@ -28,8 +28,13 @@ def p_value(values: Array, samples: int, generator: np.random.Generator, floor: 
 
     Clauset, Shalizi & Newman 2009, §4.1: each of N synthetic eigenvalues comes, with probability n/N, from the fitted
     law, otherwise from those observed below the cut-off; cut-off and exponent are fitted anew. They rule out a power law
-    at p ≤ 0.1. The p-value is (1 + synthetic distances at least as large)/(1 + samples), never 0 (Davison & Hinkley,
-    Bootstrap Methods and their Application, 1997, eq. 4.11).
+    at p ≤ 0.1. The p-value is (1 + synthetic fits at least as bad)/(1 + samples), never 0 (Davison & Hinkley, Bootstrap
+    Methods and their Application, 1997, eq. 4.11).
+
+    Fits are compared by √n·KS, not by KS as in that paper: n differs between the synthetic tails, and a distance of pure
+    chance falls as 1/√n. With KS itself the p-values of true power laws are not uniform: Kolmogorov distance 0.12 from
+    uniform and median 0.60 over 400 Pareto samples of 96 values, against 0.04 and 0.49 with √n·KS
+    (``oracles/tail.py pvalues``). Below a sharp break in the law both are somewhat small: 17 % and 13 % of p ≤ 0.1.
 
     Args:
         values: (k,) singular values, descending.
@@ -47,14 +52,14 @@ def p_value(values: Array, samples: int, generator: np.random.Generator, floor: 
         return None
     logs = log_eigenvalues(values, floor)
     body, resolved = logs[tail.size :], resolution(values, floor)
-    worse = 0
+    misfit, worse = math.sqrt(tail.size) * tail.ks, 0
     for _ in range(samples):
         size = int(generator.binomial(tail.total, tail.size / tail.total))
         above = logs[tail.size - 1] + generator.exponential(1.0 / (tail.alpha - 1.0), size)
         below = generator.choice(body, tail.total - size) if size < tail.total else body[:0]
         found = smallest_distance(np.sort(np.concatenate([above, below]))[::-1], resolved)
         # A synthetic spectrum without any tail, of a few tied values, fits as badly as can be.
-        worse += found is None or found[1] >= tail.ks
+        worse += found is None or math.sqrt(found[0]) * found[1] >= misfit
     p = (1.0 + worse) / (1.0 + samples)
     return Estimate(p, math.sqrt(p * (1.0 - p) / samples), samples)
 
@@ -111,13 +116,12 @@ def _vuong(power: Array, other: Array, parameters: tuple[float, ...], nested: bo
     ratio, deviation = float(np.sum(difference)), float(np.std(difference)) * math.sqrt(len(power))
     if deviation == 0.0:
         return Comparison(0.0, 0.0, 1.0, parameters)
-    normalized = ratio / deviation
-    if nested:
+    if nested:  # above 0 by rounding alone
         ratio = min(ratio, 0.0)
         p = 0.5 * float(erfc(math.sqrt(-ratio))) if ratio < 0.0 else 1.0
     else:
-        p = float(erfc(abs(normalized) / math.sqrt(2.0)))
-    return Comparison(ratio, normalized, p, parameters)
+        p = float(erfc(abs(ratio / deviation) / math.sqrt(2.0)))
+    return Comparison(ratio, ratio / deviation, p, parameters)
 
 
 def _exponential(y: Array, rate: float) -> Array:
