@@ -67,6 +67,44 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Density:
+    """The distribution of the eigenvalues (or singular values) of a map, estimated from random probes.
+
+    Attributes:
+        grid: (g,) ascending points of the axis.
+        mean: (g,) distribution function there, 0…1: the share of eigenvalues at or below each point.
+        low, high: (g,) band around it, by default ± 2 standard errors over the probes.
+        nodes: (q,) every quadrature node, ascending: deflated eigenvalues and Ritz values of all probes.
+        weights: (p, q) what each of p probes gives to each node; a row sums to 1.
+        size: number of eigenvalues.
+        kind: "eigen" or "singular".
+        deflated: how many eigenvalues were found one by one, and so carry no sampling error.
+        products: columns multiplied by the operator.
+        seed: seed of the generator.
+    """
+
+    grid: Tensor
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    nodes: Tensor
+    weights: Tensor
+    size: int
+    kind: Literal["singular", "eigen"]
+    deflated: int
+    products: int
+    seed: int | None
+
+    def count(self, a: float, b: float) -> Estimate:
+        """How many eigenvalues lie in (a, b]: mean over the probes, and its standard error."""
+        inside = (self.nodes > a) & (self.nodes <= b)
+        shares = self.weights[:, inside].sum(dim=1) * self.size
+        probes = len(shares)
+        stderr = float(shares.std()) / probes**0.5 if probes > 1 else float("inf")
+        return Estimate(float(shares.mean()), stderr, probes)
+
+
+@dataclass(frozen=True)
 class Record:
     """One row of a run: a matrix, its readings, and its values.
 
