@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from hypothesis import strategies as st
 
 from eigenscope.columns import BY_NAME, COLUMNS, READINGS
 from eigenscope.errors import InputError
-from eigenscope.report import cells, curves, figures, grid, html, shorten, text
+from eigenscope.report import cells, curves, figures, findings, grid, html, page_text, shorten, text
+from eigenscope.report.page_data import page_data
 from eigenscope.report.summary import summarize
-from eigenscope.results import Coverage, Record, Run, Value
+from eigenscope.results import Coverage, Finding, Record, Run, Value
 
 LAYERS, ROLES = 6, ("q", "k", "v", "o", "up", "down")
 TAG, END, ESCAPE, MARKUP, OVERRIDE = (
@@ -92,6 +94,10 @@ def make_run() -> Run:
 
 
 RUN = make_run()
+FINDINGS = tuple(
+    Finding((RUN.records[i].name,), f"{RUN.records[i].name} is {i} times as {TAG} as its peers.", float(i), "condition")
+    for i in (1, 7, 3, 4, 2, 6, 5)
+)
 BARE = replace(RUN, records=tuple(replace(r, values=None) for r in RUN.records))
 EMPTY = Run("scan", "nothing", (), ())
 
@@ -395,17 +401,18 @@ def test_the_menu_of_roles_shows_one_role_at_a_time() -> None:
 def test_a_spectrum_has_its_values_energy_and_marks() -> None:
     each = RUN.records[1]
     assert each.values is not None
-    values, floor, energy, marks = figures.spectrum(RUN, each.name).data
+    values, floor, *_, energy, error, marks = figures.spectrum(RUN, each.name).data
     np.testing.assert_array_equal(values.y, each.values)
     assert floor.x is None
     assert energy.y[-1] == pytest.approx(1.0)
+    np.testing.assert_allclose(np.square(error.y), 1.0 - np.array(energy.y), atol=1e-14)
     assert list(marks.x) == [each.readings[f"rank_{p}"] for p in (90, 95, 99)]
     for rank, share in zip(marks.x, marks.y, strict=True):
         assert energy.y[rank - 1] >= share > (energy.y[rank - 2] if rank > 1 else 0)
 
 
 def test_a_singular_spectrum_shows_its_error_bound() -> None:
-    _, floor, _, _ = figures.spectrum(RUN, "encoder.layer.2.singular.weight").data
+    _, floor, *_ = figures.spectrum(RUN, "encoder.layer.2.singular.weight").data
     assert floor.y[0] == pytest.approx(1.5e-9 * float(str(figures_record("encoder.layer.2.singular.weight"))))
 
 
@@ -443,6 +450,47 @@ def test_names_are_text_to_plotly() -> None:
         assert "alert(1)" in shown
         assert "<script" not in json.loads(shown).__repr__()
         assert "$x$" not in shown
+
+
+# ---------------------------------------------------------------- findings
+
+
+def test_terminal_and_page_tell_the_same_findings_in_the_same_order() -> None:
+    run = replace(RUN, findings=FINDINGS)
+    page = html.render(run)
+    listed = re.findall(r"<li(?: hidden)?>(.*?)</li>", page.split('id="findings"')[1].split("</ol>")[0])
+    on_page = [unescape(re.sub(r"<.*?>", "", line)) for line in listed]
+    heading, *lines = printed(run, width=400).split("7 findings")[1].split("\n\n")[0].splitlines()
+    assert heading == ""
+    in_terminal = [re.sub(r"^ *\d+\. ", "", line) for line in lines]
+    assert on_page == in_terminal == [f.sentence for f in sorted(FINDINGS, key=lambda f: -f.severity)]
+    assert page.count("<li hidden>") == len(FINDINGS) - html.FINDINGS_AT_FIRST
+
+
+def test_a_finding_leads_to_its_matrix_and_reading() -> None:
+    row = 3
+    name = RUN.records[row].name
+    without = Finding((name,), "One of them stands out.", 2.0, "stable_rank")
+    several = Finding((RUN.records[1].name, "gone"), f"{RUN.records[1].name} equals gone.", 1.0)
+    lines = findings.on_page(replace(RUN, findings=(several, without)))
+    assert [(line.reading, [(p.text, p.row) for p in line.pieces]) for line in lines] == [
+        ("stable_rank", [("One of them stands out. ", None), (name, row)]),
+        ("", [(RUN.records[1].name, 1), (" equals gone.", None)]),
+    ]
+
+
+def test_one_name_inside_another_is_not_taken_for_it() -> None:
+    records = (record("layer.1", 1, "q", None), record("layer.11", 11, "q", None))
+    found = Finding(("layer.1", "layer.11"), "layer.11 and layer.1 are equal.", 1.0)
+    (line,) = findings.on_page(Run("scan", "s", records, (), {}, (found,)))
+    assert [(p.text, p.row) for p in line.pieces if p.row is not None] == [("layer.11", 1), ("layer.1", 0)]
+
+
+def test_where_nothing_was_found_both_say_so() -> None:
+    assert "Nothing stands out." in Page(html.render(RUN)).text
+    assert "Nothing stands out." in printed()
+    for run in (EMPTY, replace(RUN, records=tuple(r for r in RUN.records if r.values is None))):
+        assert "Nothing stands out." not in printed(run) + Page(html.render(run)).text
 
 
 # ---------------------------------------------------------------- the page
@@ -499,7 +547,7 @@ def test_everything_from_the_run_is_text_on_the_page(page: Page) -> None:
         assert f"format {cells.visible(name)}" in page.text
     assert f"dtype: {END}" in page.text
     assert "\x1b" not in page.text
-    assert "</" not in html._json(html.page_data(RUN))
+    assert "</" not in html._json(page_data(RUN))
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -524,7 +572,8 @@ def test_only_our_scripts_may_run_and_nothing_may_be_fetched(page: Page) -> None
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
 
-def test_every_link_inside_the_page_has_its_target(page: Page) -> None:
+def test_every_link_inside_the_page_has_its_target() -> None:
+    page = Page(html.render(replace(RUN, findings=FINDINGS), [RUN, BARE]))
     targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = {str(attributes["href"])[1:] for _, attributes in page.tags if "href" in attributes}
     assert links <= targets
@@ -538,7 +587,7 @@ def test_each_reading_of_the_run_can_be_chosen_once_and_is_explained(page: Page)
     options = [a["value"] for tag, a in page.tags if tag == "option" and "value" in a]
     assert sorted(map(str, options)) == sorted(column.name for column in shown)
     assert {a["data-meaning"] for _, a in page.tags if "data-meaning" in a} == set(options)
-    assert {name for _, names in html.GROUPS for name in names} <= set(BY_NAME)
+    assert {name for _, names in page_text.GROUPS for name in names} <= set(BY_NAME)
     for column in shown:
         assert column.meaning in page.text
         assert column.source in page.text
@@ -589,10 +638,10 @@ def test_large_runs_stay_small() -> None:
     values = np.sort(np.random.default_rng(3).random(4096))[::-1].copy()
     some = [record(f"model.layers.{i // 7}.w{i % 7}.weight", i // 7, f"r{i % 7}", values) for i in range(300)]
     many = [record(f"layers.{i // 700}.experts.{i % 700}.weight", i // 700, "e", values[:256]) for i in range(2100)]
-    sizes = [len(html._json(html.page_data(Run("scan", "s", tuple(rows), ())))) for rows in (some, many)]
-    assert sizes[0] < 2_000_000
-    assert sizes[1] < 3_500_000
-    drawn = html.page_data(Run("scan", "s", tuple(many), ()))["spectra"]["roles"][0]
+    sizes = [len(html._json(page_data(Run("scan", "s", tuple(rows), ())))) for rows in (some, many)]
+    assert sizes[0] < 3_000_000
+    assert sizes[1] < 6_000_000
+    drawn = page_data(Run("scan", "s", tuple(many), ()))["spectra"]["roles"][0]
     assert drawn["of"] == 2100
     assert len(drawn["rows"]) == figures.MAX_LINES
 

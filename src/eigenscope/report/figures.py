@@ -1,37 +1,21 @@
-"""Records → Plotly figures: what a notebook shows, and what the page draws.
-
-A figure is first a plain mapping, ``{"data": […], "layout": {…}}``: the page takes the same ones and fills them in.
-"""
+"""Records → Plotly figures for a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from eigenscope.columns import BY_NAME, READINGS, Column
 from eigenscope.errors import InputError
-from eigenscope.report.cells import doubt, plotly_text, shown_columns, unknown, visible
+from eigenscope.report import compare, laws, plots
+from eigenscope.report.cells import doubt, plotly_text, shown_columns, significant, unknown, visible
 from eigenscope.report.curves import Curve, curve_of
-from eigenscope.report.grid import Grid, Shading, lay_out, shade, visible_role
+from eigenscope.report.grid import lay_out, shade, visible_role
+from eigenscope.report.plots import Figure
 from eigenscope.results import Record, Run
 
-Figure = dict[str, Any]
-
-# Viridis (van der Walt & Smith, 2015): even in lightness, and readable with every kind of colour blindness. Lines
-# leave out the end that vanishes against the background.
-VIRIDIS = (
-    "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26",
-    "#fde725",
-)  # fmt: skip
-# On darker colours than this white is read more easily than black (WCAG 2.2, contrast ratio).
-WHITE_BELOW = 0.42
-DEPTH_ON_LIGHT, DEPTH_ON_DARK = VIRIDIS[:9], VIRIDIS[3:]
-INK, MUTED, RULE, BLANK, ACCENT = "#1a1d21", "#5c6570", "#e2e5e9", "#eceef1", "#0b5fb0"
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-MANY_LAYERS = 24
 MAX_LINES = 200
 
 
@@ -49,8 +33,8 @@ def heat_map(run: Run, reading: str) -> go.Figure:
     """
     column = _reading(run, reading)
     grid = lay_out(run)
-    figure = heat_figure(grid)
-    fill_heat(figure, shade(run, grid, column))
+    figure = plots.heat_figure(grid)
+    plots.fill_heat(figure, shade(run, grid, column))
     figure["layout"]["title"] = {"text": f"{column.label} by layer and role", "subtitle": {"text": column.meaning}}
     figure["layout"]["margin"]["t"] = 84
     return _shown(figure)
@@ -72,7 +56,7 @@ def spectra(run: Run, role: str | None = None) -> go.Figure:
     if role is not None and visible(role) not in rows:
         raise unknown("role", role, rows)
     chosen = [visible(role)] if role is not None else sorted(rows, key=lambda key: -len(rows[key]))
-    figure = spectra_figure(depth_range(run))
+    figure = plots.spectra_figure(depth_range(run))
     owners: list[str] = []
     for each in chosen:
         for record in (run.records[i] for i in spread(rows[each])):
@@ -84,7 +68,7 @@ def spectra(run: Run, role: str | None = None) -> go.Figure:
     figure["layout"]["title"] = {"text": titles[chosen[0]]}
     figure["layout"]["margin"]["t"] = 72
     if len(chosen) > 1:
-        figure["layout"]["updatemenus"] = [_menu([
+        figure["layout"]["updatemenus"] = [plots.menu([
             {"label": plotly_text(each), "method": "update", "args": [
                 {"visible": [True, *(owner == each for owner in owners)]}, {"title.text": titles[each]},
             ]}
@@ -94,7 +78,10 @@ def spectra(run: Run, role: str | None = None) -> go.Figure:
 
 
 def spectrum(run: Run, name: str) -> go.Figure:
-    """The singular values of one matrix, and the energy that its leading ones hold.
+    """The singular values of one matrix: over their index, as a histogram, and the energy that the leading ones hold.
+
+    Drawn with them: the noise edge and the Marchenko-Pastur density of the bulk, and the fitted power law, dashed where
+    the verdict is not "power law".
 
     Args:
         run: the run, with singular values.
@@ -110,116 +97,142 @@ def spectrum(run: Run, name: str) -> go.Figure:
     if curve is None:
         why = doubt(record.readings.get("status")) or "the run does not hold any"
         raise InputError(f"no singular values to draw: {why}", where=name, expected="a matrix that was decomposed")
-    figure = spectrum_figure()
-    values, floor, energy, marks = figure["data"]
-    values |= {"x": curve.index.tolist(), "y": curve.sigma.tolist()}
-    if curve.floor is not None and curve.sigma[-1] < 100 * curve.floor:
-        floor |= {"x": [1, int(curve.index[-1])], "y": [curve.floor, curve.floor]}
-    energy |= {"x": curve.index.tolist(), "y": curve.energy.tolist()}
-    marks |= {
-        "x": [rank for rank, _ in curve.ranks], "y": [percent / 100 for _, percent in curve.ranks],
-        "text": [f"{percent} %: {rank:,}" for rank, percent in curve.ranks],
-    }  # fmt: skip
-    shape = f"{record.readings.get('rows')}×{record.readings.get('cols')}, {record.readings.get('role')}"
+    figure, energy = plots.spectrum_figure(), plots.energy_figure("3")
+    _fill_values(figure, record, curve)
+    _fill_histogram(figure, record)
+    _fill_energy(energy, curve)
+    figure["data"] += energy["data"]
     layout = figure["layout"]
-    layout["title"] = {"text": plotly_text(name), "subtitle": {"text": plotly_text(shape)}}
-    layout["margin"]["t"] = 96
+    layout |= {key: value for key, value in energy["layout"].items() if key.endswith("axis3")}
+    for axis, ends in (("xaxis", [0, 0.26]), ("xaxis2", [0.37, 0.63]), ("xaxis3", [0.74, 1])):
+        layout[axis]["domain"] = ends
+    shape = f"{record.readings.get('rows')}×{record.readings.get('cols')}, {record.readings.get('role')}"
+    verdicts = (record.readings.get("noise_verdict"), record.readings.get("alpha_verdict"))
+    about = "; ".join(each for each in verdicts if isinstance(each, str))
+    notes = [note for note in (about, laws.noise_note(record), laws.tail_note(record)) if note]
+    subtitle = "<br>".join(plotly_text(line) for line in [shape, *notes])
+    layout["title"] = {"text": plotly_text(name), "subtitle": {"text": subtitle}}
+    layout["margin"]["t"] = 104 + 18 * len(notes)
+    layout["height"] += 18 * len(notes)
     scales = (("log–log", "log", "log"), ("log", "linear", "log"), ("linear", "linear", "linear"))
-    layout["updatemenus"] = [_menu([
+    layout["updatemenus"] = [plots.menu([
         {"label": label, "method": "relayout", "args": [{"xaxis.type": x, "yaxis.type": y}]} for label, x, y in scales
     ], "buttons")]  # fmt: skip
     return _shown(figure)
 
 
-def heat_figure(grid: Grid) -> Figure:
-    """The heat map of a grid without a reading: grey for what is not defined, the colours, and the texts on them."""
-    common = {
-        "type": "heatmap", "x": list(grid.layers), "y": [plotly_text(role) for role in grid.roles],
-        "xgap": 2 if len(grid.layers) <= MANY_LAYERS else 1, "ygap": 2,
-        "hoverongaps": False, "customdata": [list(row) for row in grid.heads],
-        "hovertemplate": "%{customdata}<br>%{hovertext}<extra></extra>",
-    }  # fmt: skip
-    blank = {**common, "colorscale": [[0, BLANK], [1, BLANK]], "showscale": False}
-    colored = {
-        **common, "colorscale": [[i / 10, color] for i, color in enumerate(VIRIDIS)],
-        "colorbar": _colorbar(),
-    }  # fmt: skip
-    texts = {"type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False}
-    layout = _layout(height=110 + 34 * len(grid.roles))
-    layout["xaxis"] = _axis("layer", type="category", showgrid=False, ticks="")
-    layout["yaxis"] = _axis("", type="category", showgrid=False, ticks="", autorange="reversed")
-    return {"data": [blank, colored, texts], "layout": layout}
+def _fill_values(figure: Figure, record: Record, curve: Curve) -> None:
+    values, floor, edge, tail, *_ = figure["data"]
+    last = int(curve.index[-1])
+    values |= {"x": curve.index.tolist(), "y": curve.sigma.tolist()}
+    if curve.floor is not None and curve.sigma[-1] < 100 * curve.floor:
+        floor |= {"x": [1, last], "y": [curve.floor, curve.floor]}
+    level = laws.number(record, "noise_edge")
+    if level is not None:
+        edge |= {"x": [1, last], "y": [level, level], "text": ["", "noise edge"]}
+    line = laws.tail_line(record)
+    if line is not None:
+        label = f"α {significant(laws.number(record, 'alpha') or 0.0, 3)}"
+        tail |= {"x": line[0].tolist(), "y": line[1].tolist(), "text": [""] * (len(line[0]) - 1) + [label]}
+        if not laws.is_power_law(record):
+            tail |= {"opacity": 0.45, "line": {**tail["line"], "dash": "dash"}}
 
 
-def fill_heat(figure: Figure, shading: Shading) -> None:
-    """Put a reading into a heat map."""
-    blank, colored, texts = figure["data"]
-    blank["z"] = [[0 if color is None and text else None for color, text in zip(*rows, strict=True)]
-                  for rows in zip(shading.colors, shading.hovers, strict=True)]  # fmt: skip
-    blank["hovertext"] = colored["hovertext"] = [list(row) for row in shading.hovers]
-    colored |= {
-        "z": [list(row) for row in shading.colors], "zmin": shading.low, "zmax": shading.high,
-    }  # fmt: skip
-    colored["colorbar"] |= {"tickvals": [v for v, _ in shading.ticks], "ticktext": [t for _, t in shading.ticks]}
-    if len(colored["x"]) > MANY_LAYERS:
+def _fill_histogram(figure: Figure, record: Record) -> None:
+    *_, bars, density, mark = figure["data"]
+    shown = laws.histogram(record)
+    if shown is None or record.values is None:
         return
-    cells = [
-        (layer, role, text, (color - shading.low) / (shading.high - shading.low))
-        for role, colors, row in zip(colored["y"], shading.colors, shading.texts, strict=True)
-        for layer, color, text in zip(colored["x"], colors, row, strict=True) if color is not None
-    ]  # fmt: skip
-    texts |= {
-        "x": [layer for layer, _, _, _ in cells], "y": [role for _, role, _, _ in cells],
-        "text": [text for _, _, text, _ in cells],
-        "textfont": {"size": 11, "color": ["#ffffff" if t < WHITE_BELOW else "#000000" for _, _, _, t in cells]},
-    }  # fmt: skip
-
-
-def spectra_figure(depth: tuple[int, int] | None) -> Figure:
-    """The figure of spectra by layer without its lines; its first trace is the scale of depth."""
-    scale: Figure = {
-        "type": "scatter", "x": [None], "y": [None], "mode": "markers", "hoverinfo": "skip", "showlegend": False,
-        "marker": {"color": [0], "showscale": depth is not None},
-    }  # fmt: skip
-    if depth is not None:
-        bar = {
-            **_colorbar(),
-            "title": {"text": "layer", "side": "right", "font": {"size": 12}},
-            "tickformat": "d",
-            "nticks": 8,
+    bars |= {"x": shown.middles, "y": list(shown.counts), "width": shown.width}
+    bulk, level = laws.bulk_density(record), laws.number(record, "noise_edge")
+    if bulk is not None:
+        scale = len(record.values) * shown.width
+        density |= {"x": bulk[0].tolist(), "y": (bulk[1] * scale).tolist()}
+    if level is not None:
+        mark |= {
+            "x": [level, level],
+            "y": [0, max(shown.counts)],
+            "text": ["", f"{laws.number(record, 'noise_rank') or 0:,.0f} above"],
         }
-        colors = [[i / (len(DEPTH_ON_LIGHT) - 1), color] for i, color in enumerate(DEPTH_ON_LIGHT)]
-        scale["marker"] |= {"cmin": depth[0], "cmax": depth[1], "colorscale": colors, "colorbar": bar}
-    layout = _layout(height=440)
-    layout["xaxis"] = _axis("i / min(m, n)", range=[0, 1])
-    layout["yaxis"] = _axis("σᵢ / σ₁", type="log", exponentformat="power", nticks=4)
-    return {"data": [scale], "layout": layout}
+    figure["layout"]["xaxis2"]["range"] = [shown.low, shown.low + len(shown.counts) * shown.width]
 
 
-def spectrum_figure() -> Figure:
-    """The figure of one spectrum without its values: values, error bound, energy, and the marks on it."""
-    values = {
-        "type": "scatter", "mode": "lines", "line": {"color": ACCENT, "width": 2},
-        "hovertemplate": "σ<sub>%{x:,d}</sub> = %{y:.4g}<extra></extra>",
+def _fill_energy(figure: Figure, curve: Curve) -> None:
+    energy, error, marks = figure["data"]
+    energy |= {"x": curve.index.tolist(), "y": curve.energy.tolist()}
+    error |= {"x": curve.index.tolist(), "y": curve.error.tolist()}
+    marks |= {
+        "x": [rank for rank, _ in curve.ranks], "y": [percent / 100 for _, percent in curve.ranks],
+        "text": [f"{percent} %" for _, percent in curve.ranks],
     }  # fmt: skip
-    floor = {
-        "type": "scatter", "mode": "lines", "line": {"color": MUTED, "width": 1, "dash": "dot"},
-        "hovertemplate": "error bound %{y:.2g}<extra></extra>",
-    }  # fmt: skip
-    energy = {
-        "type": "scatter", "mode": "lines", "line": {"color": ACCENT, "width": 2}, "xaxis": "x2", "yaxis": "y2",
-        "hovertemplate": "rank %{x:,d} keeps %{y:.2%}<extra></extra>",
-    }  # fmt: skip
-    marks = {
-        "type": "scatter", "mode": "markers+text", "xaxis": "x2", "yaxis": "y2", "textposition": "bottom right",
-        "marker": {"color": ACCENT, "size": 7}, "textfont": {"size": 12}, "cliponaxis": False, "hoverinfo": "skip",
-    }  # fmt: skip
-    layout = _layout(height=380)
-    layout["xaxis"] = _axis("index i", type="log", domain=[0, 0.45], nticks=4)
-    layout["yaxis"] = _axis("singular value σᵢ", type="log", exponentformat="power", nticks=4)
-    layout["xaxis2"] = _axis("rank k", anchor="y2", domain=[0.56, 1], rangemode="tozero")
-    layout["yaxis2"] = _axis("energy kept, of ‖W‖F²", anchor="x2", tickformat=".0%", range=[0, 1.04])
-    return {"data": [values, floor, energy, marks], "layout": layout}
+
+
+def change(run: Run, other: Run, reading: str) -> go.Figure:
+    """How a reading changed from one run to another, over layers and roles; matrices are matched by name.
+
+    Colours are centred at no change: log₁₀ of the ratio for a reading that spans decades, else the difference. A cell with
+    several matrices shows the median of their changes. A grey cell has none with this reading in both runs.
+
+    Args:
+        run: the run before.
+        other: the run after.
+        reading: name of a column of ``eigenscope.columns.READINGS``.
+
+    Raises:
+        InputError: no such reading, or no matrix has it in both runs.
+    """
+    column = _reading(run, reading)
+    pairing = compare.pair(run, other)
+    known = compare.common_readings(run, other, pairing)
+    if column not in known:
+        raise InputError(
+            f"no matrix has {reading!r} in both runs", where=f"{run.source}, {other.source}",
+            expected=", ".join(c.name for c in known) or "two runs with matrices of the same names",
+        )  # fmt: skip
+    grid = lay_out(run)
+    figure = plots.heat_figure(grid, plots.DIVERGING_ON_LIGHT)
+    plots.fill_heat(figure, compare.shade_change(run, other, pairing, grid, column), diverging=True)
+    subtitle = f"{pairing.matched} matrices in both, {len(pairing.only_first)} only in the first, {len(pairing.only_second)} only in the second"
+    figure["layout"]["title"] = {"text": f"Change of {column.label} by layer and role", "subtitle": {"text": subtitle}}
+    figure["layout"]["margin"]["t"] = 84
+    return _shown(figure)
+
+
+def over_runs(runs: Sequence[Run], reading: str, role: str | None = None) -> go.Figure:
+    """A reading over several runs, one line for each matrix of a role, coloured by layer; matched by name.
+
+    Args:
+        runs: in order, as from the checkpoints of a training.
+        reading: name of a column of ``eigenscope.columns.READINGS``.
+        role: default: the one with the most matrices.
+
+    Raises:
+        InputError: no run, no such reading or role.
+    """
+    if not runs:
+        raise InputError("no runs", expected="at least one")
+    first = runs[0]
+    column = _reading(first, reading)
+    places: dict[str, list[Record]] = {}
+    for record in first.records:
+        places.setdefault(visible_role(record), []).append(record)
+    if role is not None and visible(role) not in places:
+        raise unknown("role", role, places)
+    chosen = visible(role) if role is not None else max(places, key=lambda key: len(places[key]))
+    figure = plots.runs_figure(column.label, column.scale == "log")
+    names = compare.letters(len(runs))
+    labels = [f"{name}: {plotly_text(compare.title(run))}" for name, run in zip(names, runs, strict=True)]
+    found = [{record.name: record.readings.get(column.name) for record in run.records} for run in runs]
+    for record in places[chosen]:
+        figure["data"].append({
+            "type": "scatter", "mode": "lines+markers", "showlegend": False,
+            "x": labels, "y": [values.get(record.name) for values in found],
+            "line": {"color": _depth_color(first, record), "width": 1.5}, "marker": {"size": 6},
+            "hovertemplate": f"<b>{plotly_text(record.name)}</b><br>%{{x}}: %{{y:.4g}}<extra></extra>",
+        })  # fmt: skip
+    figure["layout"]["title"] = {"text": f"{column.label} over {len(runs)} runs: {plotly_text(chosen)}"}
+    figure["layout"]["margin"]["t"] = 64
+    return _shown(figure)
 
 
 def lines_by_role(run: Run) -> dict[str, list[int]]:
@@ -244,13 +257,18 @@ def depth_range(run: Run) -> tuple[int, int] | None:
     return (min(layers), max(layers)) if layers and min(layers) < max(layers) else None
 
 
-def _line(run: Run, record: Record, curve: Curve) -> Figure:
+def _depth_color(run: Run, record: Record) -> str:
     layer, depth = record.readings.get("layer"), depth_range(run)
-    color = ACCENT if depth is None else MUTED
-    if depth is not None and isinstance(layer, int):
-        color = sample_colorscale(list(DEPTH_ON_LIGHT), (layer - depth[0]) / (depth[1] - depth[0]))[0]
+    if depth is None or not isinstance(layer, int):
+        return plots.ACCENT if depth is None else plots.MUTED
+    share = (layer - depth[0]) / (depth[1] - depth[0])
+    return str(sample_colorscale(list(plots.DEPTH_ON_LIGHT), share)[0])
+
+
+def _line(run: Run, record: Record, curve: Curve) -> Figure:
     return {
-        "type": "scatter", "mode": "lines", "showlegend": False, "line": {"color": color, "width": 1.5},
+        "type": "scatter", "mode": "lines", "showlegend": False,
+        "line": {"color": _depth_color(run, record), "width": 1.5},
         "x": (curve.index / curve.size).tolist(), "y": (curve.sigma / curve.sigma[0]).tolist(),
         "hovertemplate": f"<b>{plotly_text(record.name)}</b><br>%{{x:.3f}}: %{{y:.4g}}<extra></extra>",
     }  # fmt: skip
@@ -269,35 +287,3 @@ def _reading(run: Run, name: str) -> Column:
 def _shown(figure: Figure) -> go.Figure:
     figure["layout"]["template"] = "none"
     return go.Figure(figure)
-
-
-def _layout(height: int) -> Figure:
-    return {
-        "height": height, "margin": {"l": 64, "r": 24, "t": 28, "b": 52, "pad": 4}, "showlegend": False,
-        "paper_bgcolor": "#ffffff", "plot_bgcolor": "#ffffff", "font": {"family": FONT, "size": 13, "color": INK},
-        "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": RULE, "font": {"family": FONT, "size": 13, "color": INK},
-                       "align": "left", "namelength": -1},
-        "hovermode": "closest", "dragmode": "zoom",
-        # "Share chart" would send the weights' spectra to a server.
-        "modebar": {"remove": ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "pan2d"]},
-    }  # fmt: skip
-
-
-def _axis(title: str, **options: Any) -> Figure:
-    return {
-        "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 10}, "automargin": True,
-        "tickfont": {"size": 12, "color": MUTED}, "gridcolor": RULE, "linecolor": RULE, "zeroline": False,
-        **options,
-    }  # fmt: skip
-
-
-def _colorbar() -> Figure:
-    return {"thickness": 10, "outlinewidth": 0, "ticks": "", "tickfont": {"size": 12, "color": MUTED}, "xpad": 12}
-
-
-def _menu(buttons: list[Figure], kind: str) -> Figure:
-    return {
-        "type": kind, "direction": "down" if kind == "dropdown" else "right", "buttons": buttons, "showactive": True,
-        "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "bgcolor": "#ffffff", "bordercolor": RULE,
-        "font": {"size": 12}, "pad": {"t": 0, "b": 4},
-    }  # fmt: skip

@@ -84,7 +84,7 @@ def shade(run: Run, grid: Grid, column: Column) -> Shading:
     middles = [[_middle(run, cell, column) for cell in row] for row in grid.cells]
     colors = [[_color(value, column) for value in row] for row in middles]
     finite = [color for row in colors for color in row if color is not None and math.isfinite(color)]
-    low, high = _range(finite)
+    low, high = colour_range(finite)
     return Shading(
         colors=tuple(tuple(None if c is None else min(max(c, low), high) for c in row) for row in colors),
         texts=tuple(tuple("" if v is None else compact(column, v) for v in row) for row in middles),
@@ -95,7 +95,7 @@ def shade(run: Run, grid: Grid, column: Column) -> Shading:
     )
 
 
-def _range(finite: Sequence[float]) -> tuple[float, float]:
+def colour_range(finite: Sequence[float]) -> tuple[float, float]:
     """The range of the colours: all values, but not what lies beyond Tukey's outer fences.
 
     One matrix of κ = 10¹⁶ would otherwise leave one colour for all others (Tukey, Exploratory Data Analysis, 1977, §2D).
@@ -179,7 +179,7 @@ def _hover(run: Run, cell: Sequence[int], column: Column) -> str:
 
 def _ticks(low: float, high: float, column: Column) -> tuple[tuple[float, str], ...]:
     if column.scale == "linear":
-        return tuple((value, _tick_label(value, column)) for value in _even(low, high))
+        return tuple((value, _tick_label(value, column)) for value in even_ticks(low, high))
     decades = range(math.floor(low), math.ceil(high) + 1)
     for mantissas in ((1, 2, 5), (1, 3), (1,)):
         values = [m * 10.0**d for d in decades for m in mantissas]
@@ -189,11 +189,11 @@ def _ticks(low: float, high: float, column: Column) -> tuple[tuple[float, str], 
     if len(decades) > MAX_TICKS:
         inside = [10.0**d for d in decades[:: math.ceil(len(decades) / MAX_TICKS)] if low <= d <= high]
     else:
-        inside = [v for v in _even(10.0**low, 10.0**high) if v > 0]
+        inside = [v for v in even_ticks(10.0**low, 10.0**high) if v > 0]
     return tuple((math.log10(v), _tick_label(v, column)) for v in inside)
 
 
-def _even(low: float, high: float) -> list[float]:
+def even_ticks(low: float, high: float) -> list[float]:
     """Round numbers, evenly spaced, between two ends."""
     rough = (high - low) / (MAX_TICKS - 1)
     power = 10.0 ** math.floor(math.log10(rough))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from eigenscope.columns import BY_NAME, Column
 from eigenscope.report.cells import doubt, format_value, shown_columns, significant, unknown, visible
+from eigenscope.report.findings import NOTHING, in_order, sentence
 from eigenscope.report.shorten import shorten
 from eigenscope.report.summary import OUTCOMES, Summary, counted, duration, summarize
 from eigenscope.results import Coverage, Record, Run
@@ -36,7 +37,7 @@ PRIORITY = (
 def print_scan(
     run: Run, *, columns: Sequence[str] | None = None, file: TextIO | None = None, width: int | None = None
 ) -> None:
-    """Print the table of matrices, every doubtful row, the coverage in short, and the totals.
+    """Print the table of matrices, the findings, every doubtful row, the coverage in short, and the totals.
 
     Args:
         run: the run; singular values are not needed.
@@ -56,6 +57,7 @@ def print_scan(
         if columns and left_out:
             names = ", ".join(column.name for column in left_out)
             sheet.line(f"{counted(len(left_out), 'column')} too many for {sheet.width} characters: {names}")
+    _findings(sheet, run, summary)
     if summary.doubtful:
         sheet.heading(f"!  {counted(len(summary.doubtful), 'row')} to look at")
         for name, status in summary.doubtful:
@@ -243,6 +245,17 @@ def _least(column: Column, width: int) -> int:
     """Below this a column is not shown: words may be cut, numbers and shapes never are."""
     name = max(16, width * (28 if width < 100 else 32) // 100)
     return {"name": name, "role": max(7, width // 8), "method": 10, "status": 20}.get(column.name, width)
+
+
+def _findings(sheet: _Sheet, run: Run, summary: Summary) -> None:
+    found = in_order(run)
+    if found:
+        sheet.heading(counted(len(found), "finding"))
+        for place, finding in enumerate(found, 1):
+            sheet.line(f"{place:>3}. {sentence(finding)}")
+    elif summary.measured:
+        sheet.line("")
+        sheet.line(NOTHING)
 
 
 def _coverage_in_short(sheet: _Sheet, summary: Summary) -> None:

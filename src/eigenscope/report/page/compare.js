@@ -1,0 +1,108 @@
+// Runs beside each other: the change of a reading, both spectra, a reading over all runs.
+
+const CHANGES_AT_FIRST = 12;
+const comparison = { run: 0, all: false, role: "" };
+const runColor = (i) => color(`run-${1 + (i % 4)}`);
+
+// The spectra of the chosen matrix in the other runs, and a legend where there are any.
+function addOtherRuns(figure) {
+  const found = DATA.others.map((other, i) => [other.curves.rows[state.row], other.curves.index, i]).filter(([curve]) => curve);
+  if (!found.length) return;
+  figure.layout.showlegend = true;
+  figure.layout.legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" };
+  figure.data.forEach((trace) => { trace.showlegend = false; });
+  Object.assign(figure.data[0], { showlegend: true, name: DATA.letters[0] });
+  for (const [curve, index, i] of found) {
+    figure.data.push({
+      type: "scatter", mode: "lines", x: index[curve.count], y: curve.sigma, name: DATA.letters[i + 1], showlegend: true,
+      line: { color: runColor(i), width: 2, dash: "dashdot" },
+      hovertemplate: `${DATA.letters[i + 1]}: σ<sub>%{x:,d}</sub> = %{y:.4g}<extra></extra>`,
+    });
+  }
+}
+
+function drawComparison() {
+  if (!DATA.others.length || !$("compare-reading")) return;
+  if (!waiting.has($("compare-figure"))) drawChange();
+  if (DATA.others.length > 1 && !waiting.has($("over-figure"))) drawOver();
+}
+
+function drawChange() {
+  const { readings } = DATA.others[comparison.run];
+  const reading = readings[state.reading];
+  $("compare-figure").hidden = $("changes-box").hidden = !reading;
+  const [label, letter] = [columns.get(state.reading).label, DATA.letters[comparison.run + 1]];
+  $("compare-note").textContent = reading
+    ? `${label} in ${letter} against ${DATA.letters[0]}. The colour of the background is no change.`
+    : `No matrix has ${label} in both runs.`;
+  if (reading) {
+    const stops = isDark() ? DATA.diverging.dark : DATA.diverging.light;
+    draw("compare-figure", heatOf("compare-figure", DATA.diverging.figure, reading, stops, state.row));
+    drawChanges(reading, letter);
+  }
+}
+
+function drawChanges(reading, letter) {
+  const size = (row) => Math.abs(Number(reading.changes[row]));
+  const rows = DATA.names.map((_, row) => row).filter((row) => reading.changes[row] !== null);
+  rows.sort((a, b) => (size(a) === size(b) ? a - b : size(b) - size(a)));
+  const shown = comparison.all ? rows : rows.slice(0, CHANGES_AT_FIRST);
+  const cells = (row) => [columns.get(state.reading).texts[row], reading.texts[row], reading.said[row]];
+  document.querySelector("#changes tbody").replaceChildren(...shown.map((row) => element("tr", {},
+    element("th", { scope: "row" }, matrixButton(row)), ...cells(row).map((text) => element("td", { class: "num" }, text)))));
+  $("changes-second").textContent = letter;
+  $("changes-more").hidden = shown.length === rows.length;
+  $("changes-more").textContent = `Show all ${counted(rows.length)}`;
+}
+
+// One line for each matrix of a role.
+function drawOver() {
+  const figure = structuredClone(DATA.over);
+  const column = columns.get(state.reading);
+  figure.layout.yaxis.title.text = column.label;
+  figure.layout.yaxis.type = column.log ? "log" : "linear";
+  const number = (value) => (value === null || !Number.isFinite(Number(value)) ? null : value);
+  const roles = columns.get("role").texts;
+  for (const row of DATA.names.map((_, i) => i).filter((i) => roles[i] === comparison.role)) {
+    const values = [column, ...DATA.others.map((other) => other.readings[state.reading])].map((each) => number(each ? each.values[row] : null));
+    const layer = columns.has("layer") ? columns.get("layer").values[row] : null;
+    figure.data.push({
+      type: "scatter", mode: "lines+markers", showlegend: false, x: DATA.letters, y: values,
+      line: { color: depthColor(layer), width: 1.5 }, marker: { size: 6 },
+      hovertemplate: `layer ${layer === null ? "–" : layer}, %{x}: %{y:.4g}<extra></extra>`,
+    });
+  }
+  if (DATA.spectra.depth) {
+    const scale = structuredClone(DATA.spectra.figure.data[0]);
+    scale.marker.colorscale = scaleOf(isDark() ? DATA.spectra.dark : DATA.spectra.light);
+    figure.data.push({ ...scale, x: [DATA.letters[0]], y: [null] });
+  }
+  draw("over-figure", figure);
+}
+
+function startComparison() {
+  if (!DATA.others.length || !$("compare-reading")) return;
+  $("compare-reading").replaceChildren(...$("reading").cloneNode(true).children);
+  $("compare-reading").value = state.reading;
+  $("compare-reading").addEventListener("change", () => setReading($("compare-reading").value));
+  if ($("compare-run")) {
+    $("compare-run").addEventListener("change", () => { comparison.run = Number($("compare-run").value); drawChange(); });
+  }
+  $("changes-more").addEventListener("click", () => { comparison.all = true; drawChange(); });
+  whenNear("compare-figure", () => {
+    drawChange();
+    $("compare-figure").on("plotly_click", (event) => {
+      const [r, l] = event.points[0].pointIndex;
+      const [row] = DATA.heat.cells[r][l];
+      if (row !== undefined) choose(row, { scroll: true });
+    });
+  });
+  if (DATA.others.length > 1) {
+    const roles = [...new Set(columns.get("role").texts)];
+    $("over-role").replaceChildren(...roles.map((role) => option(role, role)));
+    comparison.role = textOf("role", state.row);
+    $("over-role").value = comparison.role;
+    $("over-role").addEventListener("change", () => { comparison.role = $("over-role").value; drawOver(); });
+    whenNear("over-figure", drawOver);
+  }
+}

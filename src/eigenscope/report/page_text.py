@@ -1,0 +1,122 @@
+"""A run → the sentences and lists of its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eigenscope.columns import Column
+from eigenscope.report import compare
+from eigenscope.report.cells import MISSING, significant, visible
+from eigenscope.report.summary import OUTCOMES, counted, duration, summarize
+from eigenscope.results import Run
+
+# How the list of readings is grouped. What is in none of these groups is listed under the last heading.
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Conditioning", ("condition", "digits_lost", "digits_left", "digits_left_fp16", "ridge")),
+    ("Rank", ("numerical_rank", "stable_rank", "effective_rank", "participation", "rank_90", "rank_95", "rank_99")),
+    ("Size", ("sigma_max", "sigma_min", "frobenius", "nuclear", "conv_norm", "spectral_radius")),
+    ("Factoring", ("params_saved_90", "params_saved_95", "params_saved_99",
+                   "bytes_saved_90", "bytes_saved_95", "bytes_saved_99")),
+    ("Noise", ("noise_rank", "noise_edge", "noise_level", "signal_energy", "bulk_distance", "optimal_rank")),
+    ("Power-law tail", (
+        "alpha", "alpha_stderr", "alpha_cutoff", "alpha_ks", "alpha_p", "lr_lognormal", "lr_exponential", "lr_truncated",
+        "alpha_stability", "alpha_fixed_aspect", "decay", "decay_r2",
+    )),
+    ("Entries", ("overflow_fp16", "underflow_fp16", "quantization_floor", "zero_rows", "zero_cols")),
+    ("Other", ()),
+)  # fmt: skip
+
+
+def grouped(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
+    """The readings among the columns under their headings."""
+    readings = [column for column in columns if column.reading]
+    named = {name for _, names in GROUPS for name in names}
+    groups = [
+        (heading, [c for c in readings if c.name in names or (not names and c.name not in named)])
+        for heading, names in GROUPS
+    ]
+    return [(heading, members) for heading, members in groups if members]
+
+
+def outcomes(run: Run) -> list[dict[str, Any]]:
+    """The tensors of the source by outcome and reason."""
+    summary = summarize(run)
+    return [
+        {
+            "outcome": outcome, "tensors": summary.outcomes[outcome],
+            "groups": [
+                {"reason": visible(group.reason), "matrices": group.matrices, "tensors": [
+                    {"name": visible(entry.tensor), "shape": "×".join(map(str, entry.shape)) or "scalar",
+                     "dtype": visible(entry.dtype), "matrices": entry.matrices}
+                    for entry in group.tensors
+                ]}
+                for group in summary.groups if group.outcome == outcome
+            ],
+        }
+        for outcome in OUTCOMES if summary.outcomes[outcome]
+    ]  # fmt: skip
+
+
+def sentences(run: Run) -> list[str]:
+    """The run in a paragraph."""
+    summary = summarize(run)
+    lines = [
+        f"{counted(summary.measured, 'weight matrix', 'weight matrices')} with {summary.share} "
+        f"{'was' if summary.measured == 1 else 'were'} decomposed"
+        + (f" in {duration(summary.seconds)}." if summary.seconds is not None else ".")
+    ]
+    if summary.worst is not None:
+        bound = significant(summary.worst[0], 2).replace("-", "\u2011")  # no line may end inside 6e-9
+        lines.append(f"No singular value is off by more than {bound} of its matrix’s largest.")
+    left = summary.outcomes["not readable"]
+    missed = summary.matrices - summary.measured
+    if left:
+        lines.append(f"{counted(left, 'tensor')} could not be read; the reasons are under Coverage.")
+    if missed:
+        lines.append(f"{counted(missed, 'matrix', 'matrices')} could not be measured.")
+    if not left and not missed:
+        lines.append("Every matrix could be read.")
+    return lines
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """How the run was made, as pairs of text."""
+    lines = [(visible(key), _plain(value)) for key, value in run.provenance.items()]
+    worst = summarize(run).worst
+    if worst is not None:
+        bound = f"every singular value within {significant(worst[0], 2)} · σ max; the worst is {visible(worst[1])}"
+        lines.append(("error bounds", bound))
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{key}: {item}" for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value))
+    return visible(value) if value not in ("", None) else MISSING
+
+
+def comparison(run: Run, others: Sequence[Run]) -> dict[str, Any] | None:
+    """Which runs are compared, what differs between them, and which matrices each has alone."""
+    if not others:
+        return None
+    runs = (run, *others)
+    names = compare.letters(len(runs))
+    pairings = [compare.pair(run, other) for other in others]
+    return {
+        "runs": [{"letter": name, "title": compare.title(each), "source": visible(each.source),
+                  "made": f"eigenscope {compare.version(each)}", "matrices": len(each.records)}
+                 for name, each in zip(names, runs, strict=True)],
+        "warnings": compare.differences(runs),
+        "pairings": [
+            {
+                "letter": name, "matched": pairing.matched,
+                "lists": [(f"only in {letter}", [visible(each) for each in found]) for letter, found in (
+                    (names[0], pairing.only_first), (name, pairing.only_second)
+                )] + [("of different shape", [visible(each) for each in pairing.reshaped])],
+            }
+            for name, pairing in zip(names[1:], pairings, strict=True)
+        ],
+    }  # fmt: skip
