@@ -90,7 +90,7 @@ def against_powerlaw() -> int:
             values = draw(np.random.default_rng(seed))
             tail = fit_tail(values)
             assert tail is not None
-            fit = powerlaw.Fit(values[: tail.size] ** 2 / tail.x_min, xmin=1.0, verbose=False)
+            fit = powerlaw.Fit((values[: tail.size] / tail.cutoff) ** 2, xmin=1.0, verbose=False)
             # From 2.0 on, powerlaw searches no exponent above 3.
             if tail.alpha <= 3.0 and abs(fit.power_law.alpha - tail.alpha) > 1e-6:
                 print(f"{name}, seed {seed}: alpha {tail.alpha}, powerlaw {fit.power_law.alpha}")
