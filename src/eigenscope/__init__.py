@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eigenscope.operators.base import LinearOperator
     from eigenscope.results import Estimate, Record, Run, Spectrum
     from eigenscope.tasks.scan import Scan, scan
+    from eigenscope.tasks.series import Series, scan_series
 
 __version__ = "0.1.0"
 
@@ -26,11 +27,13 @@ __all__ = [
     "Record",
     "Run",
     "Scan",
+    "Series",
     "Sparse",
     "Spectrum",
     "eigh",
     "open_checkpoint",
     "scan",
+    "scan_series",
     "spectrum",
     "svd",
 ]
@@ -43,11 +46,13 @@ _HOMES = {
     "Record": "results",
     "Run": "results",
     "Scan": "tasks.scan",
+    "Series": "tasks.series",
     "Sparse": "operators.arrays",
     "Spectrum": "results",
     "eigh": "methods.choose",
     "open_checkpoint": "models.sources",
     "scan": "tasks.scan",
+    "scan_series": "tasks.series",
     "spectrum": "methods.choose",
     "svd": "methods.choose",
 }
