@@ -50,4 +50,6 @@ def test_refusals_say_what(text, message):
 
 def test_text_against_a_number_is_named():
     with pytest.raises(InputError, match="text with a number"):
-        Condition("role > 3").holds(ROW)
+        Condition("role > 3")
+    with pytest.raises(InputError, match="text with a number"):
+        Condition("layer == 4 or role > 3").holds(ROW)

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 # Typer re-exports only this error of those it raises for a bad command line.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-FINISHED, BAD_INPUT, INTERRUPTED = 0, 2, 130
+FINISHED, FOUND, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def _version(wanted: bool) -> None:
@@ -43,55 +43,72 @@ def _root(
 
 @app.command()
 def scan(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a file, a hub id owner/name, or demo.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL…", help="A folder, a file, a hub id owner/name, or demo; several make a series."),
+    ],
     output: shared.Output = None,
     report: shared.Page = None,
     json: shared.Json = False,
     plan: shared.Plan = False,
     coverage: Annotated[bool, typer.Option("--coverage", help="Also list what became of every tensor.")] = False,
-    columns: Annotated[str, typer.Option(metavar="A,B,…", help="Columns to show, by name; default: what fits.")] = "",
+    columns: Annotated[str, typer.Option(metavar="A,B,…", help="Columns to show, or weightwatcher.")] = "",
+    fail_on: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help='Exit 1 if a row meets it: "condition > 1e6".')
+    ] = None,
     target_condition: Annotated[float, typer.Option(metavar="κ", help="Condition number that `ridge` aims at.")] = 1e4,
     eigenvalues: Annotated[bool, typer.Option("--eigenvalues", help="Also the eigenvalues of square maps.")] = False,
     conv_grid: Annotated[int, typer.Option(metavar="N", help="Image size for the norm of 2-D convolutions.")] = 16,
     include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only matrices of these names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")] = None,
+    tail_tests: Annotated[int, typer.Option(metavar="N", help="p-value of the tail from N synthetic spectra.")] = 0,
+    tail_stability: Annotated[int, typer.Option(metavar="N", help="Spread of α over N subsets of columns.")] = 0,
+    fixed_aspect: Annotated[float, typer.Option(metavar="Q", help="Also α over submatrices of Q rows a column.")] = 0.0,
     device: shared.Device = "cpu",
     dtype: shared.Dtype = "float64",
     workers: shared.Workers = None,
     seed: shared.Seed = 0,
     quiet: shared.Quiet = False,
 ) -> None:
-    """Spectrum and readings of every weight matrix of a checkpoint."""
-    from eigenscope.cli.scan import run_scan
+    """Spectrum and readings of every weight matrix of a checkpoint, or of several checkpoints of one training run."""
+    from eigenscope.cli.scan import Wanted, run_scan
     from eigenscope.tasks.readings import ScanOptions
 
-    run_scan(
-        source,
-        ScanOptions(
-            device=device, dtype=dtype, target_condition=target_condition, eigenvalues=eigenvalues, conv_grid=conv_grid,
-            include=tuple(include or ()), exclude=tuple(exclude or ()), seed=seed,
-        ),
-        workers=workers, output=output, report=report, as_json_text=json, plan_only=plan, show_coverage=coverage,
-        columns=tuple(name.strip() for name in columns.split(",") if name.strip()), quiet=quiet,
+    options = ScanOptions(
+        device=device, dtype=dtype, target_condition=target_condition, eigenvalues=eigenvalues, conv_grid=conv_grid,
+        include=tuple(include or ()), exclude=tuple(exclude or ()), seed=seed, tail_tests=tail_tests,
+        tail_stability=tail_stability, fixed_aspect=fixed_aspect,
     )  # fmt: skip
+    wanted = Wanted(
+        output=output, report=report, json=json, plan=plan, coverage=coverage,
+        columns=tuple(name.strip() for name in columns.split(",") if name.strip()),
+        fail_on=tuple(fail_on or ()), quiet=quiet,
+    )  # fmt: skip
+    if run_scan(sources, options, workers, wanted):
+        raise typer.Exit(FOUND)
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run file, as written by -o.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN…", help="Run files, as written by -o; the others are compared with the first."),
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="PAGE", help="Default: RUN with the ending .html.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="PAGE", help="Default: the first RUN with the ending .html."),
     ] = None,
 ) -> None:
-    """Write the page of a run file."""
+    """Write the page of a run file, or of several side by side."""
     from eigenscope.cli.files import check_page
-    from eigenscope.engine.runfile import RunFile
     from eigenscope.report.html import write_page
+    from eigenscope.tasks.scan import load_run
 
-    page = output or run.with_suffix(".html")
-    check_page(page, run)
-    with RunFile(run) as file:
-        write_page(file.load(), page)
+    page = output or runs[0].with_suffix(".html")
+    for run in runs:
+        check_page(page, run)
+    first, *others = (load_run(run) for run in runs)
+    write_page(first, page, others)
     typer.echo(page)
 
 
@@ -112,7 +129,7 @@ def export(
 
 
 def main() -> None:
-    """Run the program and leave with its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the program and leave with its exit code: 0 done, 1 found what --fail-on names, 2 bad input, 130 interrupted."""
     _open_closed_streams()
     try:
         # Not app(): it would turn an interrupt and a closed pipe into exit codes of its own.

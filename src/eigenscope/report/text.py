@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from statistics import median
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -20,15 +21,19 @@ from eigenscope.report.cells import doubt, format_value, shown_columns, signific
 from eigenscope.report.findings import NOTHING, in_order, sentence
 from eigenscope.report.shorten import shorten
 from eigenscope.report.summary import OUTCOMES, Summary, counted, duration, summarize
-from eigenscope.results import Coverage, Record, Run
+from eigenscope.results import Coverage, Record, Run, Value
 
 PIPE_WIDTH = 160
 GAP = 2
+IN_SERIES = (
+    "sigma_max", "frobenius", "condition", "numerical_rank", "stable_rank", "effective_rank", "rank_99", "noise_rank",
+    "signal_energy", "decay",
+)  # fmt: skip
 SHAPE = Column("shape", "shape", "text", "Outputs m × inputs n.", reading=False)
 
 # What is dropped first on a narrow terminal stands last.
 PRIORITY = (
-    "name", "role", "shape", "sigma_max", "condition", "stable_rank", "rank_99", "layer", "effective_rank",
+    "name", "role", "shape", "sigma_max", "condition", "stable_rank", "rank_99", "layer", "effective_rank", "noise_rank",
     "sigma_min", "dtype", "digits_left", "numerical_rank", "rank_90", "error_bound", "rank_95", "frobenius",
     "participation", "ridge", "conv_norm", "spectral_radius", "overflow_fp16", "underflow_fp16",
 )  # fmt: skip
@@ -65,6 +70,83 @@ def print_scan(
     _coverage_in_short(sheet, summary)
     sheet.line("")
     sheet.line(_totals(summary), style="bold")
+    sheet.flush()
+
+
+def print_series(
+    runs: Sequence[Run], *, columns: Sequence[str] | None = None, file: TextIO | None = None, width: int | None = None
+) -> None:
+    """Print readings over the checkpoints of a training run, one column each, in the order given.
+
+    Args:
+        runs: two or more.
+        columns: readings to show matrix by matrix; default: medians of the most telling over the matrices in all runs.
+        file, width: as in :func:`print_scan`.
+
+    Raises:
+        InputError: a column that does not exist; near names are offered.
+    """
+    sheet = _Sheet(file, width)
+    for place, run in enumerate(runs):
+        sheet.line(f"{place:>3}  {visible(run.source)}: {_totals(summarize(run))}")
+    rows = [{record.name: record for record in run.records} for run in runs]
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    left_out = len({name for row in rows for name in row}) - len(names)
+    if columns:
+        for column in _asked_for(columns)[1:]:
+            cells = [[_cell(row[name], column) for row in rows] for name in names]
+            _over_runs(sheet, column.label, shorten([visible(name) for name in names], sheet.width // 2), cells)
+    else:
+        shown = [BY_NAME[name] for name in IN_SERIES if all(BY_NAME[name] in shown_columns(run) for run in runs)]
+        cells = [[format_value(column, _median(column, row, names)) for row in rows] for column in shown]
+        _over_runs(sheet, f"median of {len(names)} matrices", [column.label for column in shown], cells)
+    if left_out:
+        sheet.line("")
+        sheet.line(f"{counted(left_out, 'matrix is', 'matrices are')} not in every checkpoint, and not shown")
+    sheet.flush()
+
+
+def _median(column: Column, row: Mapping[str, Record], names: Sequence[str]) -> Value:
+    values = [v for name in names if isinstance(v := row[name].readings.get(column.name), int | float)]
+    return median(values) if values else None
+
+
+def _over_runs(sheet: _Sheet, title: str, labels: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    room = sheet.width - max(map(cell_len, labels), default=0)
+    shown = next((n for n in range(len(widths)) if sum(widths[: n + 1]) + GAP * (n + 1) > room), len(widths))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    table.add_column(title, no_wrap=True)
+    for place in range(shown):
+        table.add_column(str(place), justify="right", no_wrap=True)
+    for label, line in zip(labels, cells, strict=True):
+        table.add_row(Text(label), *map(Text, line[:shown]))
+    sheet.line("")
+    sheet.add(table)
+    if shown < len(widths):
+        sheet.line(f"{counted(len(widths) - shown, 'checkpoint')} too many for {sheet.width} characters")
+
+
+def print_rows(
+    columns: Sequence[Column], rows: Sequence[Sequence[Value]], *, file: TextIO | None = None, width: int | None = None
+) -> None:
+    """Print any table in full: no column is left out, so that another program can read it from a pipe.
+
+    Args:
+        columns: headings by their names, and how values are shown.
+        rows: a value for each column.
+        file, width: as in :func:`print_scan`; wider tables run over.
+    """
+    sheet = _Sheet(file, width)
+    cells = [[format_value(column, value) for column, value in zip(columns, row, strict=True)] for row in rows]
+    lines = [[column.name for column in columns], *cells]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (
+            set_cell_size(cell, size) if column.kind == "text" else cell.rjust(size)
+            for column, cell, size in zip(columns, line, widths, strict=True)
+        )  # fmt: skip
+        sheet.whole("  ".join(padded))
     sheet.flush()
 
 
@@ -162,6 +244,10 @@ class _Sheet:
 
     def line(self, text: str, style: str = "", indent: int = 0) -> None:
         self.add(Padding(Text(text, style=style, overflow="fold"), (0, 0, 0, indent)))
+
+    def whole(self, text: str) -> None:
+        """A line that is never broken, however long."""
+        self._console.print(Text(text), soft_wrap=True)
 
     def heading(self, text: str) -> None:
         self.line("")

@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eigenscope.columns import BY_NAME
+from eigenscope.columns import BY_NAME, COLUMNS
 from eigenscope.errors import InputError
 from eigenscope.results import Record, Value
 
@@ -33,7 +33,8 @@ class Condition:
         text: the expression. A column that is empty in a row makes every comparison with it false.
 
     Raises:
-        InputError: not such an expression, or a column that does not exist; near names are offered.
+        InputError: not such an expression, a column that does not exist (near names are offered), or text compared with
+            a number.
     """
 
     def __init__(self, text: str) -> None:
@@ -48,6 +49,8 @@ class Condition:
         self._check(tree.body)
         if not isinstance(tree.body, ast.Compare | ast.BoolOp | ast.UnaryOp):
             raise self._refusal("is no comparison")
+        # Text against a number is found out before the work, where no "and" or "or" hides it.
+        self.holds(Record("", {column.name: "" if column.kind == "text" else 1 for column in COLUMNS}))
 
     def _refusal(self, what: str) -> InputError:
         return InputError(f"{self.text!r} {what}", where="condition", expected='for example "condition > 1e6"')
