@@ -458,7 +458,7 @@ def test_names_are_text_to_plotly() -> None:
 def test_terminal_and_page_tell_the_same_findings_in_the_same_order() -> None:
     run = replace(RUN, findings=FINDINGS)
     page = html.render(run)
-    listed = re.findall(r"<li(?: hidden)?>(.*?)</li>", page.split('id="findings"')[1].split("</ol>")[0])
+    listed = re.findall(r"<li(?: hidden)?><span>(.*?)</span>", page.split('id="findings"')[1].split("</ol>")[0])
     on_page = [unescape(re.sub(r"<.*?>", "", line)) for line in listed]
     heading, *lines = printed(run, width=400).split("7 findings")[1].split("\n\n")[0].splitlines()
     assert heading == ""
@@ -473,6 +473,7 @@ def test_a_finding_leads_to_its_matrix_and_reading() -> None:
     without = Finding((name,), "One of them stands out.", 2.0, "stable_rank")
     several = Finding((RUN.records[1].name, "gone"), f"{RUN.records[1].name} equals gone.", 1.0)
     lines = findings.on_page(replace(RUN, findings=(several, without)))
+    assert [line.row for line in lines] == [row, 1]
     assert [(line.reading, [(p.text, p.row) for p in line.pieces]) for line in lines] == [
         ("stable_rank", [("One of them stands out. ", None), (name, row)]),
         ("", [(RUN.records[1].name, 1), (" equals gone.", None)]),
@@ -617,7 +618,8 @@ def test_the_data_of_the_page_are_those_of_the_run(page: Page) -> None:
         assert (curve is None) == (each.values is None)
         if curve is not None and each.values is not None:
             index = np.array(data["curves"]["index"][str(curve["count"])])
-            np.testing.assert_allclose(curve["sigma"], each.values[index - 1], rtol=6e-5)
+            packed = np.frombuffer(base64.b64decode(curve["packed"]), "<f4").reshape(4, len(index))
+            np.testing.assert_allclose(packed[0] * curve["largest"], each.values[index - 1], rtol=1e-6)
     for r, cell_row in enumerate(data["heat"]["cells"]):
         for c, rows in enumerate(cell_row):
             for row in rows:

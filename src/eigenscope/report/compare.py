@@ -19,6 +19,23 @@ _CIRCUMSTANCES = frozenset({
     "python", "torch", "numpy", "scipy", "eigenscope",
 })  # fmt: skip
 
+_FACTORS = (
+    1.0001,
+    1.001,
+    1.01,
+    1.02,
+    1.05,
+    1.1,
+    1.2,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    10.0,
+    30.0,
+    *(10.0**d for d in range(2, 300)),
+)
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -128,7 +145,7 @@ def format_change(column: Column, amount: float | None, *, short: bool = False) 
     if column.scale == "log":
         if not abs(amount) < 300.0:
             return "×∞" if amount > 0 else "×0"
-        return f"×{significant(10.0**amount, 3 if short else 4)}"
+        return f"×{float(f'{10.0**amount:.3g}'):g}" if short else f"×{significant(10.0**amount)}"
     if amount == 0.0:
         return "±0"
     size = compact(column, abs(amount)) if short else format_value(column, _whole(column, abs(amount)))
@@ -154,8 +171,6 @@ def shade_change(run: Run, other: Run, pairing: Pairing, grid: Grid, column: Col
     middles = [[_middle([amounts[i] for i in cell]) for cell in row] for row in grid.cells]
     finite = [m for row in middles for m in row if m is not None and math.isfinite(m)]
     reach = max(map(abs, colour_range(finite))) if any(finite) else 1.0
-    ticks = [(value, format_change(column, 0.0 if abs(value) < 1e-9 * reach else value, short=True))
-             for value in even_ticks(-reach, reach)]  # fmt: skip
     return Shading(
         colors=tuple(tuple(None if m is None else min(max(m, -reach), reach) for m in row) for row in middles),
         texts=tuple(tuple("" if m is None else format_change(column, m, short=True) for m in row) for row in middles),
@@ -164,8 +179,24 @@ def shade_change(run: Run, other: Run, pairing: Pairing, grid: Grid, column: Col
         ),
         low=-reach,
         high=reach,
-        ticks=tuple(ticks),
+        ticks=_ticks(column, reach, any(abs(m) > reach for m in finite)),
     )  # fmt: skip
+
+
+def _ticks(column: Column, reach: float, beyond: bool) -> tuple[tuple[float, str], ...]:
+    """No change in the middle, round changes beside it; at the ends where there are larger ones."""
+    if column.scale == "log":
+        inside = [math.log10(factor) for factor in _FACTORS if math.log10(factor) <= 0.9 * reach]
+        steps = [*inside[-1:], *(step for step in inside[:-1] if step < 0.55 * inside[-1])][:2]
+    else:
+        steps = [value for value in even_ticks(0.0, 0.9 * reach) if value > 0.0]
+    places = [0.0, *(sign * step for step in steps for sign in (-1.0, 1.0))]
+    ticks = [(place, format_change(column, place, short=True)) for place in places]
+    if beyond:
+        ticks += [
+            (end, f"{sign} {format_change(column, end, short=True)}") for end, sign in ((-reach, "≤"), (reach, "≥"))
+        ]
+    return tuple(sorted(ticks))
 
 
 def _middle(amounts: Sequence[float | None]) -> float | None:

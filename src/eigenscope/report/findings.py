@@ -26,9 +26,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class Line:
-    """A finding on the page: its sentence, in which names of matrices are links, and the reading that shows it."""
+    """A finding on the page.
+
+    Attributes:
+        pieces: its sentence, with the names of matrices apart.
+        name, row: the matrix that stands for it and its place in the run, None where the run has no such matrix.
+        reading: the column that shows it best, or "".
+    """
 
     pieces: tuple[Piece, ...]
+    name: str
+    row: int | None
     reading: str
 
 
@@ -44,9 +52,13 @@ def sentence(finding: Finding) -> str:
 
 
 def on_page(run: Run) -> list[Line]:
-    """The findings of a run with each name of one of its matrices made a link."""
+    """The findings of a run as lines of the page."""
     places = {visible(record.name): i for i, record in enumerate(run.records)}
-    return [Line(_pieces(finding, places), finding.reading) for finding in in_order(run)]
+    lines = []
+    for finding in in_order(run):
+        name = visible(finding.names[0]) if finding.names else ""
+        lines.append(Line(_pieces(finding, places), name, places.get(name), finding.reading))
+    return lines
 
 
 def _pieces(finding: Finding, places: dict[str, int]) -> tuple[Piece, ...]:

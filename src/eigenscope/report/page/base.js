@@ -20,6 +20,20 @@ function element(tag, attributes = {}, ...children) {
   return node;
 }
 
+// A spectrum: which values, the values, the energy that the leading ones hold, and the two errors of cutting there.
+function curveOf(row, curves = DATA.curves) {
+  const curve = curves.rows[row];
+  if (curve && !curve.sigma) {
+    curve.index = curves.index[curve.count];
+    const bytes = Uint8Array.from(atob(curve.packed), (character) => character.charCodeAt(0));
+    const numbers = Array.from(new Float32Array(bytes.buffer));
+    const part = (i) => numbers.slice(i * curve.index.length, (i + 1) * curve.index.length);
+    curve.sigma = part(0).map((share) => share * curve.largest);
+    [curve.energy, curve.error, curve.spectral] = [1, 2, 3].map(part);
+  }
+  return curve;
+}
+
 const option = (value, text) => element("option", { value }, text);
 const counted = (count) => count.toLocaleString("en");
 const textOf = (name, row) => (columns.has(name) ? columns.get(name).texts[row] : "");
@@ -94,9 +108,14 @@ const watcher = new IntersectionObserver((entries) => {
     watcher.unobserve(entry.target);
     late();
   }
-}, { rootMargin: "600px" });
+}, { rootMargin: "200px" });
 
 function whenNear(id, late) {
   waiting.set($(id), late);
   watcher.observe($(id));
+}
+
+// Again, where it has been drawn; what has not been is drawn as things then stand.
+function redraw(id, drawing) {
+  if ($(id) && !waiting.has($(id))) drawing();
 }

@@ -6,15 +6,15 @@ const runColor = (i) => color(`run-${1 + (i % 4)}`);
 
 // The spectra of the chosen matrix in the other runs, and a legend where there are any.
 function addOtherRuns(figure) {
-  const found = DATA.others.map((other, i) => [other.curves.rows[state.row], other.curves.index, i]).filter(([curve]) => curve);
+  const found = DATA.others.map((other, i) => [curveOf(state.row, other.curves), i]).filter(([curve]) => curve);
   if (!found.length) return;
   figure.layout.showlegend = true;
   figure.layout.legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" };
   figure.data.forEach((trace) => { trace.showlegend = false; });
   Object.assign(figure.data[0], { showlegend: true, name: DATA.letters[0] });
-  for (const [curve, index, i] of found) {
+  for (const [curve, i] of found) {
     figure.data.push({
-      type: "scatter", mode: "lines", x: index[curve.count], y: curve.sigma, name: DATA.letters[i + 1], showlegend: true,
+      type: "scatter", mode: "lines", x: curve.index, y: curve.sigma, name: DATA.letters[i + 1], showlegend: true,
       line: { color: runColor(i), width: 2, dash: "dashdot" },
       hovertemplate: `${DATA.letters[i + 1]}: σ<sub>%{x:,d}</sub> = %{y:.4g}<extra></extra>`,
     });
@@ -23,8 +23,8 @@ function addOtherRuns(figure) {
 
 function drawComparison() {
   if (!DATA.others.length || !$("compare-reading")) return;
-  if (!waiting.has($("compare-figure"))) drawChange();
-  if (DATA.others.length > 1 && !waiting.has($("over-figure"))) drawOver();
+  redraw("compare-figure", drawChange);
+  redraw("over-figure", drawOver);
 }
 
 function drawChange() {

@@ -3,10 +3,13 @@
 function heatOf(id, template, reading, stops, row) {
   const figure = structuredClone(template);
   const [blank, colored, texts] = figure.data;
+  const { label, texts: known } = columns.get(state.reading);
+  const hovers = reading.hover.map((line, r) => line.map((hover, l) => (
+    hover === null ? `${label}: ${known[DATA.heat.cells[r][l][0]]}` : hover)));
   blank.colorscale = [[0, color("blank")], [1, color("blank")]];
-  blank.z = reading.z.map((line, r) => line.map((z, l) => (z === null && reading.hover[r][l] ? 0 : null)));
-  blank.hovertext = reading.hover;
-  Object.assign(colored, { z: reading.z, hovertext: reading.hover, zmin: reading.zmin, zmax: reading.zmax });
+  blank.z = reading.z.map((line, r) => line.map((z, l) => (z === null && hovers[r][l] ? 0 : null)));
+  blank.hovertext = hovers;
+  Object.assign(colored, { z: reading.z, hovertext: hovers, zmin: reading.zmin, zmax: reading.zmax });
   if (stops) colored.colorscale = scaleOf(stops);
   Object.assign(colored.colorbar, { tickvals: reading.tickvals, ticktext: reading.ticktext });
   // About what Plotly leaves for the cells beside the names of the roles and the scale of colours.

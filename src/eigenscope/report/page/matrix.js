@@ -24,8 +24,7 @@ function choose(row, { among = 1, scroll = false, reading = "" } = {}) {
     nodes[nodes.length - 1].classList.add("wide");
   }
   $("facts").replaceChildren(...nodes);
-  startRank();
-  drawSpectrum();
+  showValues();
   if (reading && reading !== state.reading) setReading(reading);
   else {
     drawMap();
@@ -41,8 +40,8 @@ function choose(row, { among = 1, scroll = false, reading = "" } = {}) {
   $("matrix-title").focus({ preventScroll: true });
 }
 
-function drawSpectrum() {
-  const curve = DATA.curves.rows[state.row];
+function showValues() {
+  const curve = curveOf(state.row);
   for (const id of ["matrix-figure", "cut"]) $(id).hidden = !curve;
   $("matrix-laws").replaceChildren();
   if (!curve) {
@@ -50,13 +49,21 @@ function drawSpectrum() {
     return;
   }
   $("matrix-laws").replaceChildren(...curve.notes.map((note) => element("p", {}, note)));
+  startRank();
+  redraw("matrix-figure", drawSpectrum);
+  redraw("cut-figure", drawEnergy);
+}
+
+function drawSpectrum() {
+  const curve = curveOf(state.row);
+  if (!curve) return;
   const figure = structuredClone(DATA.spectrum);
   fillValues(figure, curve);
   fillBars(figure, curve);
   addOtherRuns(figure);
   const { layout } = figure;
   [layout.xaxis.type, layout.yaxis.type] = document.querySelector("#axes input:checked").value.split(",");
-  layout.shapes = rankMarks(curve, ["x"]);
+  layout.shapes = [rankMark(curve)];
   if (narrow("matrix-figure")) {
     layout.height = 640;
     layout.xaxis.domain = layout.xaxis2.domain = [0, 1];
@@ -68,7 +75,7 @@ function drawSpectrum() {
 
 function fillValues(figure, curve) {
   const [values, floor, edge, tail] = figure.data;
-  Object.assign(values, { x: DATA.curves.index[curve.count], y: curve.sigma });
+  Object.assign(values, { x: curve.index, y: curve.sigma });
   if (curve.floor !== null && curve.sigma[curve.sigma.length - 1] < 100 * curve.floor) {
     Object.assign(floor, { x: [1, curve.count], y: [curve.floor, curve.floor] });
   }
@@ -98,7 +105,7 @@ function fillBars(figure, curve) {
   mark.line.color = mark.textfont.color = color("muted");
   const axis = figure.layout.xaxis2;
   axis.range = [low, low + counts.length * width];
-  if (beyond) axis.title.text = `singular value σ (${counted(beyond)} further right, up to ${curve.sigma[0]})`;
+  if (beyond) axis.title.text = `singular value σ (${counted(beyond)} further right, up to ${four(curve.sigma[0])})`;
   figure.layout.yaxis2.range = [0, 1.12 * top];
 }
 
@@ -106,4 +113,6 @@ function startMatrix() {
   $("name").replaceChildren(...DATA.names.map((name, row) => option(row, name)));
   $("name").addEventListener("change", () => choose(Number($("name").value)));
   $("axes").addEventListener("change", drawSpectrum);
+  whenNear("matrix-figure", drawSpectrum);
+  whenNear("cut-figure", drawEnergy);
 }

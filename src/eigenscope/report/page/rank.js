@@ -2,7 +2,6 @@
 
 const four = (value) => (value === 0 ? "0" : Number(value.toPrecision(4)).toString().replace("-", "−"));
 const percent = (value) => `${four(100 * value)} %`;
-const keptRanks = (curve) => DATA.curves.index[curve.count];
 
 // Place of the largest kept rank that is not above k; the first one where all are.
 function placeBelow(ranks, k) {
@@ -21,7 +20,7 @@ function nearestPlace(ranks, k) {
 }
 
 function ofMatrix(curve, place) {
-  const k = keptRanks(curve)[place];
+  const k = curve.index[place];
   const [m, n] = curve.shape;
   return {
     frobenius: curve.error[place], spectral: curve.spectral[place], energy: curve.energy[place],
@@ -37,11 +36,11 @@ function sameRole(row) {
 
 // All matrices of a role at one rank. Where a spectrum was thinned, the next lower kept rank bounds its errors from above.
 function ofRole(rows, k) {
-  const curves = rows.map((row) => DATA.curves.rows[row]);
+  const curves = rows.map((row) => curveOf(row));
   const largest = Math.max(...curves.map((curve) => curve.norm));
   const sum = { lost: 0, all: 0, worst: 0, spectral: 0, parameters: 0, dense: 0, bytes: 0, held: 0, bounded: false };
   for (const curve of curves) {
-    const ranks = keptRanks(curve);
+    const ranks = curve.index;
     const own = Math.min(k, curve.count);
     const place = placeBelow(ranks, own);
     if (ranks[place] !== own) sum.bounded = true;
@@ -50,7 +49,7 @@ function ofRole(rows, k) {
     sum.lost += curve.error[place] ** 2 * weight;
     sum.all += weight;
     sum.worst = Math.max(sum.worst, curve.error[place]);
-    sum.spectral = curve.spectral[place] === null ? NaN : Math.max(sum.spectral, curve.spectral[place]);
+    sum.spectral = Math.max(sum.spectral, curve.spectral[place]);
     sum.parameters += own * (m + n + 1);
     sum.dense += m * n;
     sum.bytes = curve.bytes === null ? NaN : sum.bytes + own * (m + n + 1) * curve.bytes;
@@ -66,9 +65,8 @@ const sizeOf = (bytes) => {
 };
 
 function drawRank() {
-  const curve = DATA.curves.rows[state.row];
-  if (!curve) return;
-  const k = keptRanks(curve)[state.place];
+  const curve = curveOf(state.row);
+  const k = curve.index[state.place];
   const one = ofMatrix(curve, state.place);
   const rows = sameRole(state.row);
   const all = ofRole(rows, k);
@@ -76,7 +74,7 @@ function drawRank() {
   const cost = (used, dense) => `${counted(used)}\n${percent(used / dense)} of ${counted(dense)}`;
   const bytes = (used, held) => (sizeOf(held) === "–" ? "–" : `${sizeOf(used)}\nof ${sizeOf(held)}`);
   const shown = {
-    "one-frobenius": percent(one.frobenius), "one-spectral": one.spectral === null ? "–" : percent(one.spectral),
+    "one-frobenius": percent(one.frobenius), "one-spectral": Number.isNaN(one.spectral) ? "–" : percent(one.spectral),
     "one-energy": percent(one.energy), "one-parameters": cost(one.parameters, one.dense), "one-bytes": bytes(one.bytes, one.held),
     "all-frobenius": `${bound}${percent(all.total)} in all\n${bound}${percent(all.worst)} at worst`,
     "all-spectral": Number.isNaN(all.spectral) ? "–" : `${bound}${percent(all.spectral)} at worst`,
@@ -91,26 +89,24 @@ function drawRank() {
   $("rank").value = String(k);
   $("rank-range").value = String(state.place);
   $("rank-range").setAttribute("aria-valuetext", `rank ${k}`);
-  for (const [id, axes] of [["matrix-figure", ["x"]], ["cut-figure", ["x"]]]) {
-    if ($(id).layout) Plotly.relayout($(id), { shapes: rankMarks(curve, axes) });
+  for (const id of ["matrix-figure", "cut-figure"]) {
+    redraw(id, () => Plotly.relayout($(id), { shapes: [rankMark(curve)] }));
   }
 }
 
 // A line at the chosen rank.
-function rankMarks(curve, axes) {
-  const k = keptRanks(curve)[state.place];
-  return axes.map((x) => ({
-    type: "line", xref: x, yref: `${x.replace("x", "y")} domain`, x0: k, x1: k, y0: 0, y1: 1, line: { color: color("ink"), width: 1 },
-  }));
+function rankMark(curve) {
+  const k = curve.index[state.place];
+  return { type: "line", xref: "x", yref: "y domain", x0: k, x1: k, y0: 0, y1: 1, line: { color: color("ink"), width: 1 } };
 }
 
 function drawEnergy() {
-  const curve = DATA.curves.rows[state.row];
+  const curve = curveOf(state.row);
   if (!curve) return;
   const figure = structuredClone(DATA.energy);
   const [energy, error, marks] = figure.data;
-  Object.assign(energy, { x: keptRanks(curve), y: curve.energy });
-  Object.assign(error, { x: keptRanks(curve), y: curve.error });
+  Object.assign(energy, { x: curve.index, y: curve.energy });
+  Object.assign(error, { x: curve.index, y: curve.error });
   Object.assign(marks, {
     x: curve.ranks.map(([rank]) => rank), y: curve.ranks.map(([, share]) => share / 100),
     text: curve.ranks.map(([, share]) => `${share} %`),
@@ -119,7 +115,7 @@ function drawEnergy() {
   error.line.color = color("law");
   figure.layout.showlegend = true;
   figure.layout.legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" };
-  figure.layout.shapes = rankMarks(curve, ["x"]);
+  figure.layout.shapes = [rankMark(curve)];
   draw("cut-figure", figure);
 }
 
@@ -130,24 +126,22 @@ function setPlace(place) {
 
 // For a newly chosen matrix: at the rank that keeps 90 %.
 function startRank() {
-  const curve = DATA.curves.rows[state.row];
-  if (!curve) return;
-  const ranks = keptRanks(curve);
+  const curve = curveOf(state.row);
+  const ranks = curve.index;
   state.place = nearestPlace(ranks, curve.ranks.length ? curve.ranks[0][0] : Math.ceil(curve.count / 2));
   Object.assign($("rank-range"), { min: 0, max: ranks.length - 1, step: 1 });
   Object.assign($("rank"), { min: 1, max: curve.count, step: 1 });
   $("rank-thinned").hidden = ranks.length === curve.count;
-  drawEnergy();
   drawRank();
 }
 
 function listenToRank() {
   $("rank-range").addEventListener("input", () => setPlace(Number($("rank-range").value)));
   $("rank").addEventListener("change", () => {
-    const curve = DATA.curves.rows[state.row];
+    const curve = curveOf(state.row);
     const wanted = Number($("rank").value);
     if (!(wanted >= 1)) return drawRank();
-    const ranks = keptRanks(curve);
+    const ranks = curve.index;
     const place = nearestPlace(ranks, wanted);
     // A step of the arrows that comes back to where it began goes on to the next kept rank.
     const step = Math.sign(wanted - ranks[state.place]);

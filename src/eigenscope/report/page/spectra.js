@@ -5,10 +5,10 @@ function drawSpectra() {
   const chosen = DATA.spectra.roles.find((each) => each.role === state.role);
   if (DATA.spectra.depth) figure.data[0].marker.colorscale = scaleOf(isDark() ? DATA.spectra.dark : DATA.spectra.light);
   for (const row of chosen.rows) {
-    const curve = DATA.curves.rows[row];
+    const curve = curveOf(row);
     figure.data.push({
       type: "scatter", mode: "lines", showlegend: false, line: { color: depthColor(curve.layer), width: 1.5 },
-      x: DATA.curves.index[curve.count].map((i) => i / curve.size), y: curve.sigma.map((s) => s / curve.sigma[0]),
+      x: curve.index.map((i) => i / curve.size), y: curve.sigma.map((s) => s / curve.sigma[0]),
       hovertemplate: `${curve.head}<br>%{x:.3f}: %{y:.4g}<extra></extra>`,
     });
   }

@@ -10,9 +10,9 @@ function changeTheme(name) {
   setTheme(name);
   if (!$("reading")) return;
   drawMap();
-  drawSpectrum();
-  drawEnergy();
-  if (state.role && !waiting.has($("spectra-figure"))) drawSpectra();
+  redraw("matrix-figure", drawSpectrum);
+  redraw("cut-figure", drawEnergy);
+  if (state.role) redraw("spectra-figure", drawSpectra);
   drawComparison();
 }
 
@@ -25,7 +25,7 @@ function mostExtreme() {
 }
 
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-row]");
+  const button = event.target.closest("button[data-row], a[data-row]");
   if (!button || !$("reading")) return;
   choose(Number(button.dataset.row), { scroll: true, reading: button.dataset.reading || "" });
 });
