@@ -45,6 +45,9 @@ class Dense(LinearOperator):
             _check_symmetric(asymmetry, float(self.matrix.abs().max()), self)
 
     def _matmat(self, X: Tensor) -> Tensor:
+        if X.shape[1] > 1 and X.device.type == "cpu" and not X.is_complex():
+            # BLAS multiplies a thin block from the left up to ten times as fast as from the right.
+            return (X.mT @ self.matrix.mT).mT
         return self.matrix @ X
 
     def _adjoint(self) -> LinearOperator:
