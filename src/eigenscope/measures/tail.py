@@ -228,7 +228,7 @@ def smallest_distance(logs: Array, resolved: float = 0.0) -> tuple[int, float] |
 
     A maximum over some of a tail's points bounds its distance from below: that is computed for all cut-offs at once.
     In the order of the bounds, tails are then measured exactly until the next bound exceeds the best. The minimum is
-    exact; of equal ones, the longest tail is taken.
+    exact.
 
     Args:
         logs: (N,) ln λ, descending.
@@ -255,7 +255,7 @@ def smallest_distance(logs: Array, resolved: float = 0.0) -> tuple[int, float] |
         size = int(sizes[candidate])
         model = np.exp(exponents[candidate] * (ends[candidate] - logs[:size]))
         distance = float(np.abs(model - middles[:size] / size).max()) + 0.5 / size
-        if distance < best or (distance == best and size > best_size):
+        if distance < best:
             best_size, best = size, distance
     return best_size, best
 

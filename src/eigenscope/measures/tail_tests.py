@@ -104,7 +104,7 @@ def compare(values: Array, tail: Tail) -> dict[str, Comparison]:
     exponential = _exponential(y, rate)
     log_normal, normal_parameters = _log_normal(y, power)
     alpha, cut = fit_truncated(y)
-    truncated = exponential if alpha == 0.0 else power if cut == 0.0 else _truncated(y, alpha - 1.0, cut)
+    truncated = _truncated(y, alpha - 1.0, cut) if cut > 0.0 else power
     return {
         "exponential": _vuong(power, exponential, (rate,)),
         "log-normal": _vuong(power, log_normal, normal_parameters),
