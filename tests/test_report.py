@@ -19,87 +19,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eigenscope.columns import BY_NAME, COLUMNS, READINGS
+from eigenscope.columns import BY_NAME, READINGS
 from eigenscope.errors import InputError
 from eigenscope.report import cells, curves, figures, findings, grid, html, page_text, shorten, text
 from eigenscope.report.page_data import page_data
 from eigenscope.report.summary import summarize
 from eigenscope.results import Coverage, Finding, Record, Run, Value
-
-LAYERS, ROLES = 6, ("q", "k", "v", "o", "up", "down")
-TAG, END, ESCAPE, MARKUP, OVERRIDE = (
-    "<script>alert(1)</script>",
-    "</script><!--",
-    "\x1b[31mred",
-    "[red]x[/]",
-    "a\u202eb",
+from runs import (
+    BARE,
+    EMPTY,
+    END,
+    ESCAPE,
+    FINDINGS,
+    HOSTILE,
+    LAYERS,
+    MARKUP,
+    RUN,
+    TAG,
+    record,
 )
-HOSTILE = (TAG, END, ESCAPE, MARKUP, OVERRIDE)
-NAN_STATUS = "not measured: 3 NaN and 0 infinite entries, first at row 3, column 4"
-
-
-def readings_of(values: np.ndarray, rows: int, cols: int) -> dict[str, Value]:
-    energy = np.cumsum(values**2) / np.sum(values**2)
-    condition = float(values[0] / values[-1]) if values[-1] > 0 else math.inf
-    ranks = {f"rank_{p}": int(np.searchsorted(energy, p / 100) + 1) for p in (90, 95, 99)}
-    return {
-        "sigma_max": float(values[0]), "sigma_min": float(values[-1]), "frobenius": float(np.linalg.norm(values)),
-        "nuclear": float(values.sum()), "condition": condition, "digits_lost": math.log10(condition),
-        "digits_left": max(0.0, 7.2 - math.log10(condition)), "numerical_rank": int(np.count_nonzero(values > 1e-6)),
-        "stable_rank": float(np.sum(values**2) / values[0] ** 2), "ridge": 0.0, "overflow_fp16": 0.0,
-        "underflow_fp16": 3e-6, "method": "gram", "error_bound": 1.5e-9, "status": "ok", **ranks,
-        **{f"params_saved_{p}": rows * cols - ranks[f"rank_{p}"] * (rows + cols + 1) for p in (90, 95, 99)},
-    }  # fmt: skip
-
-
-def record(name: str, layer: int | None, role: str, values: np.ndarray | None, **changes: Value) -> Record:
-    rows, cols = (48, 32) if role == "up" else (32, 48)
-    facts: dict[str, Value] = {
-        "name": name, "layer": layer, "role": role, "rows": rows, "cols": cols, "dtype": "float32"
-    }  # fmt: skip
-    measured = {} if values is None else readings_of(values, rows, cols)
-    together = {**facts, **measured, **changes}
-    return Record(name, {column.name: together.get(column.name) for column in COLUMNS}, values)
-
-
-def make_run() -> Run:
-    generator = np.random.default_rng(20240611)
-    names = {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
-             "o": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense"}  # fmt: skip
-
-    def values() -> np.ndarray:
-        return np.sort(generator.gamma(2.0, 1.0, 32))[::-1].copy()
-
-    records = [record("embeddings.word_embeddings.weight", None, "embedding", values())]
-    for layer in range(LAYERS):
-        for role in ROLES:
-            records.append(record(f"encoder.layer.{layer}.{names[role]}.weight", layer, role, values()))
-    singular = np.append(values()[:-2], [1e-17, 0.0])
-    records += [
-        record("encoder.layer.2.singular.weight", 2, "odd", singular, status="singular to working precision"),
-        record("encoder.layer.3.nan.weight", 3, "nan", None, status=NAN_STATUS),
-        *(record(f"{name}.weight", 4, "odd", None, status=f"not measured: {name}") for name in HOSTILE),
-        *(record(f"encoder.layer.5.experts.{i}.weight", 5, "expert_up", values()) for i in range(5)),
-        record("pooler.dense.weight", None, "pooler", values()),
-    ]
-    coverage = [Coverage(r.name, (32, 48), "float32", "read", "", 1) for r in records if r.values is not None]
-    coverage += [
-        Coverage("norm.weight", (32,), "float32", "not a matrix", "a vector: bias, norm or scale", 0),
-        Coverage("norm.bias", (32,), "float32", "not a matrix", "a vector: bias, norm or scale", 0),
-        Coverage("scale", (), "float32", "not a matrix", "a scalar", 0),
-        *(Coverage(f"{name}.weight", (32, 48), "Q9_9", "not readable", f"format {name}", 0) for name in HOSTILE),
-    ]
-    provenance = {"eigenscope": "0.1.0", "seed": 7, "wall seconds": 1.25, "include": [], "options": {"dtype": END}}
-    return Run("scan", f"models/{TAG}", tuple(records), tuple(coverage), provenance)
-
-
-RUN = make_run()
-FINDINGS = tuple(
-    Finding((RUN.records[i].name,), f"{RUN.records[i].name} is {i} times as {TAG} as its peers.", float(i), "condition")
-    for i in (1, 7, 3, 4, 2, 6, 5)
-)
-BARE = replace(RUN, records=tuple(replace(r, values=None) for r in RUN.records))
-EMPTY = Run("scan", "nothing", (), ())
 
 
 class Terminal(io.StringIO):

@@ -38,6 +38,8 @@ function drawChange() {
   if (reading) {
     const stops = isDark() ? DATA.diverging.dark : DATA.diverging.light;
     draw("compare-figure", heatOf("compare-figure", DATA.diverging.figure, reading, stops, state.row));
+    $("compare-figure").removeAllListeners("plotly_click");
+    $("compare-figure").on("plotly_click", (event) => chooseCell(event.points[0].pointIndex, true));
     drawChanges(reading, letter);
   }
 }
@@ -61,13 +63,14 @@ function drawOver() {
   const column = columns.get(state.reading);
   figure.layout.yaxis.title.text = column.label;
   figure.layout.yaxis.type = column.log ? "log" : "linear";
+  const labels = DATA.runs.length * 150 < $("over-figure").clientWidth ? DATA.runs : DATA.letters;
   const number = (value) => (value === null || !Number.isFinite(Number(value)) ? null : value);
   const roles = columns.get("role").texts;
   for (const row of DATA.names.map((_, i) => i).filter((i) => roles[i] === comparison.role)) {
     const values = [column, ...DATA.others.map((other) => other.readings[state.reading])].map((each) => number(each ? each.values[row] : null));
     const layer = columns.has("layer") ? columns.get("layer").values[row] : null;
     figure.data.push({
-      type: "scatter", mode: "lines+markers", showlegend: false, x: DATA.letters, y: values,
+      type: "scatter", mode: "lines+markers", showlegend: false, x: labels, y: values,
       line: { color: depthColor(layer), width: 1.5 }, marker: { size: 6 },
       hovertemplate: `layer ${layer === null ? "–" : layer}, %{x}: %{y:.4g}<extra></extra>`,
     });
@@ -75,7 +78,7 @@ function drawOver() {
   if (DATA.spectra.depth) {
     const scale = structuredClone(DATA.spectra.figure.data[0]);
     scale.marker.colorscale = scaleOf(isDark() ? DATA.spectra.dark : DATA.spectra.light);
-    figure.data.push({ ...scale, x: [DATA.letters[0]], y: [null] });
+    figure.data.push({ ...scale, x: [labels[0]], y: [null] });
   }
   draw("over-figure", figure);
 }
@@ -89,14 +92,7 @@ function startComparison() {
     $("compare-run").addEventListener("change", () => { comparison.run = Number($("compare-run").value); drawChange(); });
   }
   $("changes-more").addEventListener("click", () => { comparison.all = true; drawChange(); });
-  whenNear("compare-figure", () => {
-    drawChange();
-    $("compare-figure").on("plotly_click", (event) => {
-      const [r, l] = event.points[0].pointIndex;
-      const [row] = DATA.heat.cells[r][l];
-      if (row !== undefined) choose(row, { scroll: true });
-    });
-  });
+  whenNear("compare-figure", drawChange);
   if (DATA.others.length > 1) {
     const roles = [...new Set(columns.get("role").texts)];
     $("over-role").replaceChildren(...roles.map((role) => option(role, role)));

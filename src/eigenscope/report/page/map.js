@@ -58,13 +58,13 @@ function placeOf(row) {
   return null;
 }
 
-function chooseCell([r, l]) {
+function chooseCell([r, l], scroll = false) {
   const rows = DATA.heat.cells[r][l];
   if (!rows.length) return;
   // Of several, the one in the middle: the cell shows their median.
   const values = columns.get(state.reading).values;
   const known = rows.filter((row) => values[row] !== null).sort((a, b) => values[a] - values[b]);
-  choose(known.length ? known[(known.length - 1) >> 1] : rows[0], { among: rows.length });
+  choose(known.length ? known[(known.length - 1) >> 1] : rows[0], { among: rows.length, scroll });
 }
 
 // The next cell in that direction that holds a matrix; the same one at the border.

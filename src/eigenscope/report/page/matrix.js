@@ -95,7 +95,8 @@ function fillBars(figure, curve) {
   const [low, width, counts, beyond] = curve.bars;
   const middles = counts.map((_, i) => low + (i + 0.5) * width);
   Object.assign(bars, { x: middles, y: counts, width });
-  bars.marker.color = middles.map((x) => color(curve.edge !== null && x > curve.edge ? "accent" : "bar"));
+  const [above, below] = [color("accent"), color("bar")];
+  bars.marker.color = middles.map((x) => (curve.edge !== null && x > curve.edge ? above : below));
   if (curve.bulk) Object.assign(density, { x: curve.bulk[0], y: curve.bulk[1] });
   density.line.color = color("law");
   const top = Math.max(...counts, ...(curve.bulk ? curve.bulk[1] : []));

@@ -43,8 +43,9 @@ if ($("reading")) {
   startMap();
   startMatrix();
   listenToRank();
-  choose(mostExtreme());
-  $("map-figure").on("plotly_click", (event) => chooseCell(event.points[0].pointIndex));
+  state.row = mostExtreme();
   startSpectra();
   startComparison();
+  choose(state.row);
+  $("map-figure").on("plotly_click", (event) => chooseCell(event.points[0].pointIndex));
 }
