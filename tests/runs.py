@@ -163,6 +163,8 @@ def changed(run: Run, factor: float, *, version: str = "0.2.0", source: str = "m
     )
 
 
+PLANTED = planted_run()
+
 # Runs that have little in them, or only what is degenerate.
 _FEW, _SAME = np.array([3.0, 2.0, 1.0]), np.full(24, 0.5)
 _ZERO = replace(record("w", 0, "q", None, sigma_max=0.0, sigma_min=0.0, status="the zero matrix"), values=np.zeros(8))

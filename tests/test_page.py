@@ -16,13 +16,13 @@ from eigenscope.report import figures
 from eigenscope.report.cells import visible
 from eigenscope.report.html import write_page
 from eigenscope.results import Run
-from runs import ODD_RUNS, changed, measured, planted_run
+from runs import ODD_RUNS, PLANTED, changed, measured
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install chromium to test the page in one")
 
-PLANTED = planted_run()
+
 TUNED, LATER = changed(PLANTED, 2.0, version="0.1.0"), changed(PLANTED, 4.0, source="models/later")
 PHONE, DESK = 390, 1280
 
