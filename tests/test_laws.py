@@ -109,7 +109,7 @@ def test_where_no_law_is_drawn_the_verdict_says_why() -> None:
     assert laws.noise_note(few) == f"No law of noise is drawn: {few.readings['noise_verdict']}."
     figure = figures.spectrum(ODD_RUNS["three values"], "w")
     assert figure.data[5].x is None
-    assert str(few.readings["noise_verdict"]) in figure.layout.title.subtitle.text
+    assert str(few.readings["noise_verdict"]) in figure.layout.annotations[0].text
 
 
 def test_the_error_of_a_rank_does_not_vanish_in_rounding() -> None:

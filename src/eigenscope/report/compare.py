@@ -20,9 +20,7 @@ _CIRCUMSTANCES = frozenset({
 })  # fmt: skip
 
 _FACTORS = (
-    1.0001,
-    1.001,
-    1.01,
+    *(1.0 + 10.0**-d for d in (4, 3, 2)),
     1.02,
     1.05,
     1.1,
@@ -31,9 +29,7 @@ _FACTORS = (
     2.0,
     3.0,
     5.0,
-    10.0,
-    30.0,
-    *(10.0**d for d in range(2, 300)),
+    *(10.0**d for d in range(1, 300)),
 )
 
 
@@ -179,23 +175,26 @@ def shade_change(run: Run, other: Run, pairing: Pairing, grid: Grid, column: Col
         ),
         low=-reach,
         high=reach,
-        ticks=_ticks(column, reach, any(abs(m) > reach for m in finite)),
+        ticks=_ticks(column, reach, finite),
     )  # fmt: skip
 
 
-def _ticks(column: Column, reach: float, beyond: bool) -> tuple[tuple[float, str], ...]:
-    """No change in the middle, round changes beside it; at the ends where there are larger ones."""
+def _ticks(column: Column, reach: float, finite: Sequence[float]) -> tuple[tuple[float, str], ...]:
+    """No change in the middle, round ones beside it, and a sign at each end beyond which there are changes."""
     if column.scale == "log":
         inside = [math.log10(factor) for factor in _FACTORS if math.log10(factor) <= 0.9 * reach]
-        steps = [*inside[-1:], *(step for step in inside[:-1] if step < 0.55 * inside[-1])][:2]
+        steps = [*inside[-1:], *[step for step in inside if step < 0.55 * inside[-1]][-1:]]
     else:
         steps = [value for value in even_ticks(0.0, 0.9 * reach) if value > 0.0]
     places = [0.0, *(sign * step for step in steps for sign in (-1.0, 1.0))]
     ticks = [(place, format_change(column, place, short=True)) for place in places]
-    if beyond:
-        ticks += [
-            (end, f"{sign} {format_change(column, end, short=True)}") for end, sign in ((-reach, "≤"), (reach, "≥"))
-        ]
+    for end, sign, outside in (
+        (-reach, "≤", min(finite, default=0.0) < -reach),
+        (reach, "≥", max(finite, default=0.0) > reach),
+    ):
+        if outside:
+            ticks = [tick for tick in ticks if abs(tick[0] - end) > 0.15 * reach]
+            ticks.append((end, f"{sign} {format_change(column, end, short=True)}"))
     return tuple(sorted(ticks))
 
 

@@ -110,15 +110,24 @@ def spectrum(run: Run, name: str) -> go.Figure:
     verdicts = (record.readings.get("noise_verdict"), record.readings.get("alpha_verdict"))
     about = "; ".join(each for each in verdicts if isinstance(each, str))
     notes = [note for note in (about, laws.noise_note(record), laws.tail_note(record)) if note]
-    subtitle = "<br>".join(plotly_text(line) for line in [shape, *notes])
-    layout["title"] = {"text": plotly_text(name), "subtitle": {"text": subtitle}}
-    layout["margin"]["t"] = 104 + 18 * len(notes)
-    layout["height"] += 18 * len(notes)
+    layout["title"] = {"text": plotly_text(name), "subtitle": {"text": plotly_text(shape)}}
+    layout["margin"]["t"] = 104
+    _write_below(layout, notes)
     scales = (("log–log", "log", "log"), ("log", "linear", "log"), ("linear", "linear", "linear"))
     layout["updatemenus"] = [plots.menu([
         {"label": label, "method": "relayout", "args": [{"xaxis.type": x, "yaxis.type": y}]} for label, x, y in scales
     ], "buttons")]  # fmt: skip
     return _shown(figure)
+
+
+def _write_below(layout: Figure, notes: Sequence[str]) -> None:
+    room = 18 * len(notes) + 12
+    layout["height"] += room
+    layout["margin"]["b"] += room
+    layout["annotations"] = [{
+        "text": "<br>".join(map(plotly_text, notes)), "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yshift": -56,
+        "xanchor": "left", "yanchor": "top", "align": "left", "showarrow": False, "font": {"size": 12, "color": plots.MUTED},
+    }] if notes else []  # fmt: skip
 
 
 def _fill_values(figure: Figure, record: Record, curve: Curve) -> None:
@@ -145,6 +154,8 @@ def _fill_histogram(figure: Figure, record: Record) -> None:
         return
     bars |= {"x": shown.middles, "y": list(shown.counts), "width": shown.width}
     bulk, level = laws.bulk_density(record), laws.number(record, "noise_edge")
+    signal = [level is not None and middle > level for middle in shown.middles]
+    bars["marker"]["color"] = [plots.ACCENT if above else plots.BAR for above in signal]
     if bulk is not None:
         scale = len(record.values) * shown.width
         density |= {"x": bulk[0].tolist(), "y": (bulk[1] * scale).tolist()}

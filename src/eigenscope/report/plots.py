@@ -26,7 +26,8 @@ DIVERGING_ON_DARK = ("#7db8f0", "#3f7fbf", "#274a6e", "#22272d", "#6b3a2a", "#c0
 # On darker colours than this white is read more easily than black (WCAG 2.2, contrast ratio).
 WHITE_BELOW = 0.42
 DEPTH_ON_LIGHT, DEPTH_ON_DARK = VIRIDIS[:9], VIRIDIS[3:]
-INK, MUTED, RULE, BLANK, ACCENT, OTHER = "#1a1d21", "#5c6570", "#e2e5e9", "#eceef1", "#0b5fb0", "#b8500b"
+INK, MUTED, RULE, BLANK, BAR = "#1a1d21", "#5c6570", "#e2e5e9", "#eceef1", "#9aa5b1"
+ACCENT, OTHER = "#0b5fb0", "#b8500b"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 MANY_LAYERS = 24
 
