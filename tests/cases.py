@@ -13,6 +13,7 @@ from torch import Tensor
 from eigenscope.operators.algebra import Block, Gram, Product, Scaled, Sum
 from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
+from eigenscope.operators.streamed import Rows, RowsAdjoint, SlicedRows, centred
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 SHAPES = ((7, 4), (4, 7))
@@ -173,6 +174,27 @@ def _block_rows(m: int, n: int, dtype: torch.dtype) -> Built:
     return Block(operator, rows=slice(None, -1)), matrix[:-1]
 
 
+def _rows(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = gaussian(m, n, 16, dtype)
+    return Rows(SlicedRows(matrix.numpy()), block_bytes=16 * max(n, 1)), matrix
+
+
+def _sparse_rows(m: int, n: int, dtype: torch.dtype) -> Built:
+    matrix = _sparse_matrix(m, n, dtype)
+    return Rows(SlicedRows(scipy.sparse.csr_array(matrix.numpy())), block_bytes=24 * max(n, 1)), matrix
+
+
+def _rows_adjoint(m: int, n: int, dtype: torch.dtype) -> Built:
+    operator, matrix = _rows(n, m, dtype)
+    return operator.T, matrix.mH
+
+
+def _centred(m: int, n: int, dtype: torch.dtype) -> Built:
+    operator, matrix = _rows(m, n, dtype)
+    mean = gaussian(n, 1, 17, dtype)[:, 0]
+    return centred(operator, mean), matrix - mean
+
+
 RECTANGULAR: dict[str, tuple[type[LinearOperator], Builder]] = {
     "dense": (Dense, _dense),
     "low rank": (LowRank, _low_rank),
@@ -188,6 +210,10 @@ RECTANGULAR: dict[str, tuple[type[LinearOperator], Builder]] = {
     "block of slices": (Block, _block_slices),
     "block of positions": (Block, _block_positions),
     "block of rows": (Block, _block_rows),
+    "streamed rows": (Rows, _rows),
+    "streamed sparse rows": (Rows, _sparse_rows),
+    "adjoint of streamed rows": (RowsAdjoint, _rows_adjoint),
+    "centred": (Sum, _centred),
 }
 
 

@@ -62,8 +62,8 @@ def scan(
     include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only matrices of these names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")] = None,
     tail_tests: Annotated[int, typer.Option(metavar="N", help="p-value of the tail from N synthetic spectra.")] = 0,
-    tail_stability: Annotated[int, typer.Option(metavar="N", help="Spread of α over N subsets of columns.")] = 0,
-    fixed_aspect: Annotated[float, typer.Option(metavar="Q", help="Also α over submatrices of Q rows a column.")] = 0.0,
+    tail_stability: Annotated[int, typer.Option(metavar="N", help="Spread of α over N copies without a tenth.")] = 0,
+    fixed_aspect: Annotated[float, typer.Option(metavar="Q", help="Also α over submatrices of sides 1:Q.")] = 0.0,
     device: shared.Device = "cpu",
     dtype: shared.Dtype = "float64",
     workers: shared.Workers = None,
@@ -126,6 +126,46 @@ def export(
     with RunFile(run) as file:
         write(file.load(), output)
     typer.echo(output)
+
+
+@app.command()
+def svd(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="MATRIX", help="npy, npz, mtx, csv, tsv, parquet, safetensors, png, jpeg; FILE:NAME."),
+    ],
+    k: Annotated[int | None, typer.Option("-k", metavar="N", help="Leading triplets; default: all values.")] = None,
+    energy: Annotated[float | None, typer.Option(metavar="SHARE", help="As many as keep it of ‖A‖F².")] = None,
+    error: Annotated[float | None, typer.Option(metavar="E", help="As many as bring the relative error to E.")] = None,
+    tol: Annotated[float | None, typer.Option(metavar="T", help="Largest residual, relative to ‖A‖; 1e-6.")] = None,
+    passes: Annotated[int | None, typer.Option(metavar="1|2", help="Read the file by rows, at most so often.")] = None,
+    pca: Annotated[bool, typer.Option("--pca", help="Principal components: columns centred.")] = False,
+    solve: Annotated[str | None, typer.Option(metavar="B", help="Least squares for the right-hand side B.")] = None,
+    ridge: Annotated[float | None, typer.Option(metavar="λ", help="Of the least squares: plus λ‖x‖².")] = None,
+    target_condition: Annotated[
+        float | None, typer.Option(metavar="κ", help="Choose λ for this condition number; 1e4 for the reading.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE", help="Factors as .npz or .safetensors.")] = None,
+    picture: Annotated[Path | None, typer.Option(metavar="PAGE", help="The picture alone, as an HTML page.")] = None,
+    report: shared.Page = None,
+    json: shared.Json = False,
+    plan: shared.Plan = False,
+    device: shared.Device = "cpu",
+    dtype: shared.Dtype = "float64",
+    seed: shared.Seed = 0,
+    quiet: shared.Quiet = False,
+) -> None:
+    """Singular values of any matrix file: rank, condition, low-rank error; principal components; least squares."""
+    from eigenscope.cli.svd import SvdWanted, run_svd
+    from eigenscope.tasks.decompose import DecomposeOptions
+
+    del quiet  # nothing is drawn; every verb takes it
+    options = DecomposeOptions(
+        k=k, energy=energy, error=error, tol=tol, passes=passes, pca=pca, device=device, dtype=dtype, seed=seed,
+        target_condition=1e4 if target_condition is None else target_condition,
+    )  # fmt: skip
+    wanted = SvdWanted(save, solve, ridge, target_condition, picture, report, json, plan)
+    run_svd(source, options, wanted)
 
 
 def main() -> None:

@@ -1,12 +1,21 @@
 // The one figure of a decomposition, in the colours of the page.
 
 (() => {
-  const figure = JSON.parse(document.getElementById("data").textContent);
+  const DATA = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
+  // A copy, with the colours of the axes as they are read on this ground.
+  function copied(value) {
+    if (typeof value === "string") return (dark.matches && DATA.dark[value]) || value;
+    if (Array.isArray(value)) return value.map(copied);
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, copied(part)]));
+  }
+
   function draw() {
+    const figure = copied(DATA.figure);
     const { layout } = figure;
     const [ground, ink, muted, rule] = ["ground", "ink", "muted", "rule"].map(color);
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
