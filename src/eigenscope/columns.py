@@ -291,7 +291,7 @@ COLUMNS: tuple[Column, ...] = (
         "alpha_stability",
         "α stability",
         "number",
-        "On request: standard deviation of α over copies that each lack a tenth of the columns.",
+        "On request: standard deviation of α over copies that each lack a tenth of the longer side.",
         "Delete-a-group jackknife: Kott, J. Official Statistics 17(4), 2001",
     ),
     Column(

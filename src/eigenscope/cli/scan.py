@@ -16,6 +16,7 @@ from eigenscope.errors import InputError
 from eigenscope.report import text
 from eigenscope.report.cells import unknown
 from eigenscope.results import Run
+from eigenscope.tasks import weightwatcher
 from eigenscope.tasks.conditions import Condition
 from eigenscope.tasks.readings import ScanOptions
 from eigenscope.tasks.scan import ScanPlan, judged, make_plan, open_run_file, run_plan
@@ -114,20 +115,25 @@ def _print_plans(plans: list[ScanPlan], wanted: Wanted) -> None:
 
 def _print_runs(runs: list[Run], wanted: Wanted) -> None:
     if wanted.json:
-        texts = [as_json(run) for run in runs]
+        texts = [_as_json(run, wanted) for run in runs]
         sys.stdout.write((f"[{', '.join(texts)}]" if len(texts) > 1 else texts[0]) + "\n")
         return
     for run in runs:
         if wanted.columns == (WEIGHTWATCHER,):
-            from eigenscope.tasks.weightwatcher import as_table
-
-            text.print_rows(*as_table(run))
+            rows = [[r.readings.get(c.name) for c in weightwatcher.COLUMNS] for r in weightwatcher.as_run(run).records]
+            text.print_rows(weightwatcher.COLUMNS, rows)
         elif len(runs) == 1:
             text.print_scan(run, columns=wanted.columns or None)
         if wanted.coverage:
             text.print_coverage(run)
     if len(runs) > 1 and wanted.columns != (WEIGHTWATCHER,):
         text.print_series(runs, columns=wanted.columns or None)
+
+
+def _as_json(run: Run, wanted: Wanted) -> str:
+    if wanted.columns == (WEIGHTWATCHER,):
+        return as_json(weightwatcher.as_run(run), columns=weightwatcher.COLUMNS)
+    return as_json(run)
 
 
 def _report_condition(condition: Condition, run: Run) -> bool:
@@ -141,10 +147,10 @@ def _report_condition(condition: Condition, run: Run) -> bool:
 
 
 def _check_columns(wanted: Wanted) -> None:
-    if wanted.columns and wanted.json:
-        raise InputError("--columns with --json", expected="one of them", remedy="JSON holds every column")
     if wanted.columns == (WEIGHTWATCHER,):
         return
+    if wanted.columns and wanted.json:
+        raise InputError("--columns with --json", expected="one of them", remedy="JSON holds every column")
     known = (*BY_NAME, text.SHAPE.name, WEIGHTWATCHER)
     for name in wanted.columns:
         if name not in known:

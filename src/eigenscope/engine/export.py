@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from eigenscope.columns import COLUMNS
+from eigenscope.columns import COLUMNS, Column
 from eigenscope.errors import InputError
 from eigenscope.files import replacing
 from eigenscope.results import Run
@@ -20,18 +21,19 @@ TYPES = {"text": pa.string(), "count": pa.int64(), "number": pa.float64(), "shar
 ENDINGS = (".csv", ".parquet", ".json")
 
 
-def arrow_table(run: Run, *, with_values: bool = False) -> pa.Table:
-    """One row per matrix, every column of ``columns.COLUMNS``; missing readings are null.
+def arrow_table(run: Run, *, columns: Sequence[Column] = COLUMNS, with_values: bool = False) -> pa.Table:
+    """One row per matrix; missing readings are null.
 
     Args:
         run: the run.
+        columns: names and types, in that order.
         with_values: add a column ``singular_values`` of lists.
     """
-    columns = {c.name: pa.array([r.readings.get(c.name) for r in run.records], TYPES[c.kind]) for c in COLUMNS}
+    arrays = {c.name: pa.array([r.readings.get(c.name) for r in run.records], TYPES[c.kind]) for c in columns}
     if with_values:
         lists = [None if r.values is None else r.values.tolist() for r in run.records]
-        columns["singular_values"] = pa.array(lists, pa.list_(pa.float64()))
-    return pa.table(columns)
+        arrays["singular_values"] = pa.array(lists, pa.list_(pa.float64()))
+    return pa.table(arrays)
 
 
 def plain(value: Any) -> Any:
@@ -45,11 +47,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def as_json(run: Run, *, with_values: bool = False) -> str:
+def as_json(run: Run, *, columns: Sequence[Column] = COLUMNS, with_values: bool = False) -> str:
     """The whole run as one JSON object, in ASCII: source, records, findings, coverage, provenance."""
     records = []
     for record in run.records:
-        row: dict[str, Any] = {c.name: record.readings.get(c.name) for c in COLUMNS}
+        row: dict[str, Any] = {c.name: record.readings.get(c.name) for c in columns}
         if with_values:
             row["singular_values"] = None if record.values is None else record.values.tolist()
         records.append(row)

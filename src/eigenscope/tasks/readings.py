@@ -61,7 +61,7 @@ class ScanOptions:
             )
         if not (self.fixed_aspect == 0.0 or 0.05 <= self.fixed_aspect <= 20.0):
             raise InputError(
-                f"fixed aspect ratio {self.fixed_aspect}", expected="0 (off), or rows per column, 0.05 to 20"
+                f"fixed aspect ratio {self.fixed_aspect}", expected="0 (off), or a ratio of sides, 0.05 to 20"
             )
         try:
             torch.empty(1, dtype=torch.float64 if self.dtype == "float64" else torch.float32, device=self.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,6 +19,7 @@ import scipy
 import torch
 
 import eigenscope
+from eigenscope.columns import COLUMNS, Column
 from eigenscope.engine.export import arrow_table
 from eigenscope.engine.pool import available_cpus, stream, threads
 from eigenscope.engine.progress import Listener, Progress, silent
@@ -98,12 +99,14 @@ class Scan:
     @property
     def table(self) -> pd.DataFrame:
         """One row per matrix, columns as in ``eigenscope.columns.COLUMNS``."""
-        import pandas as pd
-        import pyarrow as pa
+        return _frame(self.run)
 
-        types = {pa.int64(): pd.Int64Dtype()}
-        frame: pd.DataFrame = arrow_table(self.run).to_pandas(types_mapper=types.get)
-        return frame
+    @property
+    def weightwatcher(self) -> pd.DataFrame:
+        """The same matrices in the columns of WeightWatcher's table; ``docs/weightwatcher.md`` lists the differences."""
+        from eigenscope.tasks import weightwatcher
+
+        return _frame(weightwatcher.as_run(self.run), weightwatcher.COLUMNS)
 
     @property
     def coverage(self) -> pd.DataFrame:
@@ -146,6 +149,15 @@ class Scan:
         return f"Scan({self.run.source!r}, {len(self.run.records)} matrices)"
 
 
+def _frame(run: Run, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
+    import pandas as pd
+    import pyarrow as pa
+
+    types = {pa.int64(): pd.Int64Dtype()}
+    frame: pd.DataFrame = arrow_table(run, columns=columns).to_pandas(types_mapper=types.get)
+    return frame
+
+
 def scan(
     source: Any,
     *,
@@ -180,8 +192,8 @@ def scan(
         include, exclude: shell patterns over matrix names.
         seed: of everything random: ``conv_norm``'s starts, and what the next three draw.
         tail_tests: synthetic spectra for ``alpha_p``, and the likelihood ratios; 0 for none. 2500 give two decimals.
-        tail_stability: groups of columns left out in turn for ``alpha_stability``; 0 for none.
-        fixed_aspect: rows per column of the submatrices of ``alpha_fixed_aspect``; 0 for none.
+        tail_stability: copies, each without another tenth of the longer side, for ``alpha_stability``; 0 for none.
+        fixed_aspect: ratio of the sides of the submatrices of ``alpha_fixed_aspect``, Q the same as 1/Q; 0 for none.
         progress: called after each row.
 
     Returns:
