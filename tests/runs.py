@@ -169,11 +169,30 @@ PLANTED = planted_run()
 _FEW, _SAME = np.array([3.0, 2.0, 1.0]), np.full(24, 0.5)
 _ZERO = replace(record("w", 0, "q", None, sigma_max=0.0, sigma_min=0.0, status="the zero matrix"), values=np.zeros(8))
 _HALF = np.append(np.linspace(3.0, 1.0, 10), np.zeros(14))
+_OF_0_1_0 = (
+    "name",
+    "layer",
+    "role",
+    "rows",
+    "cols",
+    "dtype",
+    "sigma_max",
+    "sigma_min",
+    "condition",
+    "rank_90",
+    "status",
+)
 ODD_RUNS: dict[str, Run] = {
     "empty": EMPTY,
     "everything that goes wrong": replace(RUN, findings=FINDINGS),
     "no values": BARE,
     "only failures": replace(RUN, records=tuple(r for r in RUN.records if r.readings["sigma_max"] is None)),
+    "made by 0.1.0": replace(
+        PLANTED,
+        provenance={"eigenscope": "0.1.0"},
+        findings=(),
+        records=tuple(replace(r, readings={name: r.readings[name] for name in _OF_0_1_0}) for r in PLANTED.records),
+    ),
     "three values": Run("scan", "few", (measured("w", 0, "q", _FEW, (3, 5)),), ()),
     "one value": Run("scan", "one", (measured("w", None, "q", np.array([2.0]), (1, 9)),), ()),
     "constant": Run("scan", "same", (measured("w", 0, "q", _SAME, (24, 24)),), ()),

@@ -19,10 +19,10 @@ VIRIDIS = (
     "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c", "#22a884", "#44bf70", "#7ad151", "#bddf26",
     "#fde725",
 )  # fmt: skip
-# Blue to red through the colour of the background, which is that of no change (after ColorBrewer's RdBu, Harrower &
-# Brewer, 2003): readable with every kind of colour blindness.
-DIVERGING_ON_LIGHT = ("#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b")
-DIVERGING_ON_DARK = ("#7db8f0", "#3f7fbf", "#274a6e", "#22272d", "#6b3a2a", "#c0623e", "#f7a27a")
+# Blue to red through a pale or dark yellow (after ColorBrewer's RdYlBu, Harrower & Brewer, 2003): readable with every kind
+# of colour blindness, and no change is not mistaken for the grey of what is not in both.
+DIVERGING_ON_LIGHT = ("#2166ac", "#67a9cf", "#c6dfee", "#fdf5cf", "#fdd3b8", "#ef8a62", "#b2182b")
+DIVERGING_ON_DARK = ("#7db8f0", "#3f7fbf", "#2b4a66", "#403c1f", "#70402a", "#c0623e", "#f7a27a")
 # On darker colours than this white is read more easily than black (WCAG 2.2, contrast ratio).
 WHITE_BELOW = 0.42
 DEPTH_ON_LIGHT, DEPTH_ON_DARK = VIRIDIS[:9], VIRIDIS[3:]

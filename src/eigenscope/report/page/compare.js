@@ -33,7 +33,7 @@ function drawChange() {
   $("compare-figure").hidden = $("changes-box").hidden = !reading;
   const [label, letter] = [columns.get(state.reading).label, DATA.letters[comparison.run + 1]];
   $("compare-note").textContent = reading
-    ? `${label} in ${letter} against ${DATA.letters[0]}. The colour of the background is no change.`
+    ? `${label} in ${letter} against ${DATA.letters[0]}: blue is less, red is more; what is grey is not in both.`
     : `No matrix has ${label} in both runs.`;
   if (reading) {
     const stops = isDark() ? DATA.diverging.dark : DATA.diverging.light;
@@ -49,7 +49,7 @@ function drawChanges(reading, letter) {
   const rows = DATA.names.map((_, row) => row).filter((row) => reading.changes[row] !== null);
   rows.sort((a, b) => (size(a) === size(b) ? a - b : size(b) - size(a)));
   const shown = comparison.all ? rows : rows.slice(0, CHANGES_AT_FIRST);
-  const cells = (row) => [columns.get(state.reading).texts[row], reading.texts[row], reading.said[row]];
+  const cells = (row) => [reading.said[row], columns.get(state.reading).texts[row], reading.texts[row]];
   document.querySelector("#changes tbody").replaceChildren(...shown.map((row) => element("tr", {},
     element("th", { scope: "row" }, matrixButton(row)), ...cells(row).map((text) => element("td", { class: "num" }, text)))));
   $("changes-second").textContent = letter;
