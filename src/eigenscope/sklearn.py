@@ -136,7 +136,7 @@ class PCA(_Projection):
 
     def _deviations(self) -> Array:
         deviations = np.sqrt(self.explained_variance_)
-        return np.maximum(deviations, np.finfo(deviations.dtype).eps)
+        return np.asarray(np.maximum(deviations, np.finfo(deviations.dtype).eps))
 
 
 class TruncatedSVD(_Projection):

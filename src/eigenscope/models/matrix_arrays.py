@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def read_top(stream: IO[bytes], size: int, where: str) -> NpyHeader:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         offset = stream.tell()
-    except (*_BROKEN, SyntaxError, RecursionError, MemoryError) as error:
+    except (*_BROKEN, SyntaxError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise SourceError(
             f"not a sound npy file: {error}", where=where, remedy="write it again with numpy.save"
         ) from error
@@ -127,6 +128,9 @@ def read_sparse(path: Path, headers: Mapping[str, NpyHeader]) -> Any:
     check_entries(headers["data"].dtype, f"{path}: data")
     parts = {name: read_member(path, name) for name, header in headers.items() if not header.dtype.hasobject}
     try:
+        for name in parts.keys() & {"indices", "indptr", "row", "col", "offsets", "shape"}:
+            if parts[name].dtype.kind not in "iu":
+                raise ValueError(f"{name} of {parts[name].dtype}")
         kind = parts["format"].item()
         kind = kind.decode("ascii") if isinstance(kind, bytes) else str(kind)
         rows, cols = (int(extent) for extent in parts["shape"])

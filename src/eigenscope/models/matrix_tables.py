@@ -80,7 +80,12 @@ def open_parquet(path: Path) -> Opened:
     chosen, others = [field.name for field in numeric], [name for name in schema.names if name not in index]
     others = [name for name in others if name not in chosen]
     if not chosen:
-        raise InputError("no numeric column", where=str(path), expected="integers or floats", remedy=_listed(others))
+        raise InputError(
+            "no numeric column",
+            where=str(path),
+            expected="integers or floats",
+            remedy=f"it has: {_listed(others) or 'none'}",
+        )
     kinds = {field.type.to_pandas_dtype() for field in numeric}
     dtype = np.dtype(kinds.pop()) if len(kinds) == 1 else np.dtype(np.float64)
     notes = [
@@ -115,7 +120,9 @@ def open_image(path: Path) -> Opened:
         Image = importlib.import_module("PIL.Image")  # an extra, so that types need not know of it
     except ImportError as error:
         raise InputError(
-            "images are read by Pillow, which is not installed", where=str(path), remedy="pip install pillow"
+            "images are read by Pillow, which is not installed",
+            where=str(path),
+            remedy="install it: pip install pillow",
         ) from error
     with _sound(path, "image", Image.DecompressionBombError), Image.open(path, formats=["PNG", "JPEG"]) as image:
         (cols, rows), mode = image.size, image.mode
