@@ -199,6 +199,18 @@ def test_the_map_is_used_by_keyboard_alone(show: Callable[..., Opened]) -> None:
     assert opened.text("#map-note").startswith("k, layer 0: ")  # not beyond the border
 
 
+def test_the_keyboard_passes_over_cells_without_a_matrix(show: Callable[..., Opened]) -> None:
+    opened = show(ODD_RUNS["everything that goes wrong"])
+    tab = opened.tab
+    tab.locator("#name").select_option(label="pooler.dense.weight")
+    tab.locator("#reading").focus()
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("ArrowUp")
+    assert opened.text("#map-note").startswith("embedding, layer –: ")
+    tab.keyboard.press("ArrowRight")  # there is no other embedding
+    assert opened.text("#map-note").startswith("embedding, layer –: ")
+
+
 def test_the_map_shows_any_reading(show: Callable[..., Opened]) -> None:
     opened = show()
     for reading in ("noise_rank", "alpha", "condition"):

@@ -511,6 +511,13 @@ def test_only_our_scripts_may_run_and_nothing_may_be_fetched(page: Page) -> None
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
 
+@pytest.mark.parametrize("run", [EMPTY, BARE, RUN], ids=["empty", "without values", "run"])
+def test_every_section_that_is_linked_is_there(run: Run) -> None:
+    page = Page(html.render(run, [RUN]))
+    targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {str(attributes["href"])[1:] for _, attributes in page.tags if "href" in attributes} <= targets
+
+
 def test_every_link_inside_the_page_has_its_target() -> None:
     page = Page(html.render(replace(RUN, findings=FINDINGS), [RUN, BARE]))
     targets = {attributes["id"] for _, attributes in page.tags if "id" in attributes}

@@ -165,6 +165,8 @@ def _fill_histogram(figure: Figure, record: Record) -> None:
             "y": [0, max(shown.counts)],
             "text": ["", f"{laws.number(record, 'noise_rank') or 0:,.0f} above"],
         }
+    if max(shown.counts) <= 5:
+        figure["layout"]["yaxis2"]["dtick"] = 1
     figure["layout"]["xaxis2"]["range"] = [shown.low, shown.low + len(shown.counts) * shown.width]
 
 

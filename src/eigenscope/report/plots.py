@@ -46,7 +46,7 @@ def heat_figure(grid: Grid, colors: Sequence[str] = VIRIDIS) -> Figure:
         "colorbar": plain_colorbar(),
     }  # fmt: skip
     texts = {"type": "scatter", "mode": "text", "hoverinfo": "skip", "showlegend": False}
-    layout = plain_layout(height=110 + 34 * len(grid.roles))
+    layout = plain_layout(height=max(200, 110 + 34 * len(grid.roles)))
     layout["xaxis"] = plain_axis("layer", type="category", showgrid=False, ticks="")
     layout["yaxis"] = plain_axis("", type="category", showgrid=False, ticks="", autorange="reversed")
     return {"data": [blank, colored, texts], "layout": layout}

@@ -107,7 +107,7 @@ function fillBars(figure, curve) {
   const axis = figure.layout.xaxis2;
   axis.range = [low, low + counts.length * width];
   if (beyond) axis.title.text = `singular value σ (${counted(beyond)} further right, up to ${four(curve.sigma[0])})`;
-  figure.layout.yaxis2.range = [0, 1.12 * top];
+  Object.assign(figure.layout.yaxis2, { range: [0, 1.12 * top], dtick: top <= 5 ? 1 : undefined });
 }
 
 function startMatrix() {
