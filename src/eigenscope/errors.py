@@ -43,3 +43,7 @@ class SourceError(EigenscopeError):
 
 class RunFileError(EigenscopeError):
     """A run file cannot be opened, written, or belongs to another source."""
+
+
+class ConvergenceWarning(UserWarning):
+    """An iteration ended before every pair had converged; the result flags which."""

@@ -1,0 +1,272 @@
+"""Leading singular triplets and eigenpairs of any operator by a restarted block Krylov method.
+
+Block Golub-Kahan for singular triplets, block Lanczos for symmetric maps (``recurrence.py``), one driver for both:
+expand the basis until the wanted Ritz pairs have small residuals; when it is full, restart from the best Ritz
+vectors (thick restart: Wu & Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000; Baglama & Reichel, SIAM J. Sci. Comput.
+27(1), 2005). The residuals in a result are measured afterwards, by k (2k for triplets) further products.
+
+*Multiplicities.* A block of b random vectors meets at most b vectors of any eigenspace. With b ≥ k nothing can be
+missed but by an unlucky draw; otherwise, where b or more equal values lie above the last wanted one, the converged
+pairs are locked and b fresh random directions, orthogonal to them, are iterated on. If a value above the last one
+appears, the search goes on with it; the number of steps is that after which a missed copy would have appeared, by
+the growth of Chebyshev polynomials (Saad, Numerical Methods for Large Eigenvalue Problems, 2nd ed., §6.6), within
+limits: for an operator whose products are dear at most a quarter of the steps made before, and at least three.
+
+*Smallest values.* The same iteration, keeping the other end. It is slow where the small values lie close together in
+units of σ₁, as they mostly do, and it finds left vectors of a zero value only where min(m, n) ≤ 500; what has not
+converged is flagged. A matrix in memory wants an exact method instead.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eigenscope.errors import ConvergenceWarning, InputError
+from eigenscope.methods.krylov_search import SCORES, Found, Score, Search, Task
+from eigenscope.methods.recurrence import GolubKahan, Lanczos, Products, Recurrence, wide
+from eigenscope.operators.arrays import Dense, LowRank, Sparse
+from eigenscope.operators.base import LinearOperator
+from eigenscope.results import Spectrum
+
+DEFAULT_TOLERANCE = 1e-6
+SMALL = 500
+"""Basis for the smallest singular values: at least this large, so that a small matrix is decomposed completely."""
+NARROW_LIMIT = 1e-4
+"""Tolerances below it have the residuals of a float32 matrix measured by float64 products."""
+
+
+def singular_triplets(
+    A: LinearOperator,
+    k: int,
+    *,
+    which: Literal["largest", "smallest"] = "largest",
+    tol: float = DEFAULT_TOLERANCE,
+    block: int | None = None,
+    max_products: int | None = None,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Spectrum:
+    """k singular triplets from one end of the spectrum.
+
+    Args:
+        A: (m, n) operator on any device. Its products are computed in its own dtype.
+        k: 1 ≤ k ≤ min(m, n).
+        which: "largest" or "smallest"; the latter is slow, see above.
+        tol: residual at which a triplet is converged, relative to σ₁. Below the rounding of A's products nothing
+            converges, and the flags say so.
+        block: vectors multiplied at a time; None for a wide block where products are cheap (a matrix in memory)
+            and 1 elsewhere.
+        max_products: columns to multiply by A and Aᴴ before giving up; measuring the result is not cut short.
+            None for 1000 steps.
+        start: (n, s) real or complex vectors near the wanted right singular vectors; the block is then of their rank.
+        generator: on the CPU; None for a fresh seed. ``seed`` of the result says which.
+
+    Returns:
+        :class:`Spectrum` of k triplets, values descending, in double precision; never fewer, those that did not
+        converge are flagged and a :class:`ConvergenceWarning` says what to do. ``bounds`` are the residuals and
+        the rounding of the products by which they were measured.
+
+    Raises:
+        InputError: k, tol, block, max_products, which or start out of range, or a product that is not finite.
+    """
+    _check(A, k, tol, block, max_products, start)
+    if which not in ("largest", "smallest"):
+        raise InputError(f"unknown which={which!r}", expected="largest or smallest")
+    flipped = A.shape[0] < A.shape[1]
+    inner = A.T if flipped else A
+    if flipped and start is not None:
+        start = A @ start.to(A.dtype)
+    ends = ((SCORES["LA" if which == "largest" else "SA"], k),)
+    run = _Run(inner, ends, k, tol, block, max_products, start, generator, which == "smallest")
+    result = run.triplets()
+    if flipped:
+        result = replace(result, left=result.right, right=result.left, shape=A.shape)
+    return run.told(result)
+
+
+def eigenpairs(
+    A: LinearOperator,
+    k: int,
+    *,
+    which: Literal["LA", "SA", "LM", "both"] = "LA",
+    tol: float = DEFAULT_TOLERANCE,
+    block: int | None = None,
+    max_products: int | None = None,
+    start: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Spectrum:
+    """k eigenpairs of a symmetric (Hermitian) operator.
+
+    Args:
+        A: (n, n) symmetric operator.
+        k: 1 ≤ k ≤ n.
+        which: "LA" largest, "SA" smallest, "LM" largest in magnitude, "both": ⌈k/2⌉ largest and ⌊k/2⌋ smallest.
+        tol: residual at which a pair is converged, relative to max |λ|.
+        block, max_products, start, generator: as in :func:`singular_triplets`.
+
+    Returns:
+        :class:`Spectrum` as in :func:`singular_triplets`.
+
+    Raises:
+        InputError: A is not symmetric, or as in :func:`singular_triplets`.
+    """
+    if not A.symmetric:
+        raise InputError("the operator is not said to be symmetric", where=repr(A), remedy="use singular_triplets")
+    _check(A, k, tol, block, max_products, start)
+    if which == "both":
+        ends = tuple((SCORES[end], count) for end, count in (("LA", k - k // 2), ("SA", k // 2)) if count)
+    elif which in SCORES:
+        ends = ((SCORES[which], k),)
+    else:
+        raise InputError(f"unknown which={which!r}", expected="LA, SA, LM or both")
+    run = _Run(A, ends, k, tol, block, max_products, start, generator)
+    return run.told(run.pairs())
+
+
+def is_cheap(A: LinearOperator) -> bool:
+    """Whether a product with a block costs little more than with a vector: matrices in memory, and what is made of them."""
+    if isinstance(A, Dense | Sparse | LowRank):
+        return True
+    parts = [part for part in vars(A).values() if isinstance(part, LinearOperator)]
+    return bool(parts) and all(is_cheap(part) for part in parts)
+
+
+class _Run:
+    """A search and the measurement of what it found."""
+
+    def __init__(
+        self, A: LinearOperator, ends: tuple[tuple[Score, int], ...], k: int, tol: float, block: int | None,
+        max_products: int | None, start: Tensor | None, generator: torch.Generator | None, smallest: bool = False,
+    ) -> None:  # fmt: skip
+        self.A, self.k, self.tol, self.max_products = A, k, tol, max_products
+        self.source = torch.Generator().manual_seed(secrets.randbits(63)) if generator is None else generator
+        self.seed = self.source.initial_seed()
+        cheap, n = is_cheap(A), A.shape[1]
+        start = None if start is None else start.reshape(n, -1).to(A.dtype)
+        width = block or (max(8, min(64, k)) if cheap else 1)
+        width = min(n, width if start is None else max(width, start.shape[1]))
+        capacity = min(n, max(k + max(k, 4 * width), SMALL if smallest else 40) + width)
+        budget = math.inf if max_products is None else max_products
+        self.task = Task(k, ends, tol, smallest, width, capacity, budget, start, cheap)
+        self.products = Products(A)
+
+    def _search(self, kind: type[Recurrence]) -> Found:
+        found = Search(self.products, kind, self.task, self.source).run()
+        self.products.double = self.tol < NARROW_LIMIT
+        return found
+
+    def triplets(self) -> Spectrum:
+        """Two-sided Rayleigh-Ritz with the vectors found, B = Uᴴ A V, and both residuals of every triplet."""
+        found = self._search(GolubKahan)
+        left = self._completed(found.left, self.A.shape[0], found.basis)
+        right = self._completed(found.right, self.A.shape[1], found.right)
+        W, Z = self.products.forward(right), self.products.backward(left)
+        P, values, Q = torch.linalg.svd(left.mH @ W.to(left.dtype))
+        Q = Q.mH
+        left, right = left @ P, right @ Q
+        residuals = torch.maximum(
+            torch.linalg.vector_norm(W.to(Q.dtype) @ Q - left * values, dim=0),
+            torch.linalg.vector_norm(Z.to(P.dtype) @ P - right * values, dim=0),
+        )
+        return self._result(values, left, right, residuals, found, "block Golub-Kahan")
+
+    def pairs(self) -> Spectrum:
+        """Rayleigh-Ritz with the vectors found, and the residual of every pair."""
+        found = self._search(Lanczos)
+        vectors = self._completed(found.right, self.A.shape[1], found.right)
+        W = self.products.forward(vectors).to(vectors.dtype)
+        H = vectors.mH @ W
+        values, Y = torch.linalg.eigh((H + H.mH) / 2)
+        values, Y = values.flip(0), Y.flip(1)
+        vectors = vectors @ Y
+        residuals = torch.linalg.vector_norm(W @ Y - vectors * values, dim=0)
+        return self._result(values, None, vectors, residuals, found, "block Lanczos")
+
+    def _completed(self, found: Tensor | None, length: int, beside: Tensor | None) -> Tensor:
+        """(length, k) orthonormal: what was found, and random directions orthogonal to it and to ``beside``."""
+        dtype = self.A.dtype if self.A.device.type == "mps" else wide(self.A.dtype)  # which has no double precision
+        empty = torch.empty(length, 0, dtype=dtype, device=self.A.device)
+        vectors, others = (empty if block is None else block.to(dtype) for block in (found, beside))
+        missing = self.k - vectors.shape[1]
+        if missing:
+            more = torch.randn(length, missing, generator=self.source, dtype=wide(dtype)).to(dtype).to(self.A.device)
+            for _ in range(2):
+                more = more - others @ (others.mH @ more)
+            vectors = torch.cat([vectors, more / torch.linalg.vector_norm(more, dim=0)], dim=1)
+        basis: Tensor = torch.linalg.qr(vectors)[0]
+        return basis
+
+    def _result(
+        self, values: Tensor, left: Tensor | None, right: Tensor, residuals: Tensor, found: Found, what: str
+    ) -> Spectrum:
+        values, residuals = values.cpu().to(torch.float64), residuals.cpu().to(torch.float64)
+        norm = max(found.norm, float(values.abs().max()))
+        exact = isinstance(self.A, Dense) and self.products.double
+        eps = torch.finfo(wide(self.A.dtype) if exact else self.A.dtype).eps
+        scale = self.products.scale
+        reason = f"{what}, {self.task.width} {'vector' if self.task.width == 1 else 'vectors'} at a time"
+        if found.unchecked:
+            reason += "; max_products ended the search for missed copies of a value"
+        return Spectrum(
+            values=values * scale, left=left, right=right, residuals=residuals * scale,
+            bounds=(residuals + max(self.A.shape) * eps * norm) * scale, converged=residuals <= self.tol * norm,
+            kind="eigen" if left is None else "singular", shape=self.A.shape, complete=self.k == min(self.A.shape),
+            frobenius=_frobenius(self.A), method="krylov", reason=reason, products=self.products.count, seed=self.seed,
+        )  # fmt: skip
+
+    def told(self, result: Spectrum) -> Spectrum:
+        """The result; a warning where some of it did not converge."""
+        failed = int((~result.converged).sum())
+        if failed and result.residuals is not None:
+            eps = torch.finfo(self.A.dtype).eps
+            remedy = "raise max_products or tol" if self.max_products is not None else "raise tol"
+            if self.tol < 100.0 * eps:
+                remedy = f"ask for no less than the rounding of {self.A.dtype} products allows"
+            warnings.warn(
+                f"{failed} of {self.k} pairs have residuals above {self.tol:g}·‖A‖, the largest"
+                f" {float(result.residuals.max()):.1e}; {remedy}",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return result
+
+
+def _frobenius(A: LinearOperator) -> float | None:
+    if not isinstance(A, Dense):
+        return None
+    largest = float(A.matrix.abs().max())
+    if A.dtype != wide(A.dtype) or largest == 0.0:  # squares of float32 numbers are in the range of float64
+        return float(torch.linalg.vector_norm(A.matrix, dtype=wide(A.dtype)))
+    return largest * float(torch.linalg.vector_norm(A.matrix / largest))
+
+
+def _check(
+    A: LinearOperator, k: int, tol: float, block: int | None, max_products: int | None, start: Tensor | None
+) -> None:
+    where = repr(A)
+    if not 1 <= k <= min(A.shape):
+        raise InputError(f"k = {k}", where=where, expected=f"1 ≤ k ≤ {min(A.shape)}")
+    if not tol >= 0.0:
+        raise InputError(f"tol = {tol}", where=where, expected="a tolerance ≥ 0, relative to ‖A‖₂")
+    for name, number in (("block", block), ("max_products", max_products)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} = {number}", where=where, expected="1 or more")
+    if start is None:
+        return
+    if start.ndim not in (1, 2) or start.shape[0] != A.shape[1] or start.numel() == 0:
+        raise InputError(
+            f"start has shape {tuple(start.shape)}", where=where, expected=f"({A.shape[1]},) or ({A.shape[1]}, s)"
+        )
+    if start.device != A.device or (start.is_complex() and not A.dtype.is_complex):
+        raise InputError(
+            f"start is {start.dtype} on {start.device}", where=where, expected=f"as {A.dtype} on {A.device}"
+        )
+    if not bool(start.isfinite().all()):
+        raise InputError("start holds NaN or an infinity", where=where)
