@@ -179,6 +179,7 @@ def _label(position: str) -> Figure:
 
 
 def plain_layout(height: int) -> Figure:
+    """A layout of that height in pixels, in light colours, without axes."""
     return {
         "height": height, "margin": {"l": 64, "r": 24, "t": 28, "b": 52, "pad": 4}, "showlegend": False,
         "paper_bgcolor": "#ffffff", "plot_bgcolor": "#ffffff", "font": {"family": FONT, "size": 13, "color": INK},
@@ -191,6 +192,7 @@ def plain_layout(height: int) -> Figure:
 
 
 def plain_axis(title: str, **options: Any) -> Figure:
+    """An axis with quiet ticks and grid; other options as Plotly names them."""
     return {
         "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 10}, "automargin": True,
         "tickfont": {"size": 12, "color": MUTED}, "gridcolor": RULE, "linecolor": RULE, "zeroline": False,
@@ -199,10 +201,12 @@ def plain_axis(title: str, **options: Any) -> Figure:
 
 
 def plain_colorbar() -> Figure:
+    """A thin colour bar."""
     return {"thickness": 10, "outlinewidth": 0, "ticks": "", "tickfont": {"size": 12, "color": MUTED}, "xpad": 12}
 
 
 def menu(buttons: list[Figure], kind: str) -> Figure:
+    """A menu above the figure, at the right: "dropdown" or "buttons"."""
     return {
         "type": kind, "direction": "down" if kind == "dropdown" else "right", "buttons": buttons, "showactive": True,
         "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "bgcolor": "#ffffff", "bordercolor": RULE,
