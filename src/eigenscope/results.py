@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from eigenscope.errors import InputError
 
 if TYPE_CHECKING:  # the report and the run file use this module without loading torch
     import numpy as np
@@ -13,6 +16,8 @@ if TYPE_CHECKING:  # the report and the run file use this module without loading
 
 Value = float | int | str | None
 """A cell of a table. None where the reading is not defined; never a made-up number."""
+_GAUSSIAN = 1.0 / (2.0 * math.sqrt(2.0 * math.log(1.25)))
+"""Width of a Gaussian that falls by 1.25 at half a unit."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,45 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A stochastic figure: mean, standard error of the mean, and the number of samples behind it."""
+    """A stochastic figure: mean, standard error of the mean, the samples behind it, and what they cost.
+
+    Attributes:
+        value: the estimate.
+        stderr: its standard error; infinite where nothing tells it, as with one sample.
+        samples: how many.
+        products: columns multiplied by an operator or its adjoint; 0 where nothing was multiplied.
+    """
 
     value: float
     stderr: float
     samples: int
+    products: int = 0
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """A stochastic estimate of a diagonal.
+
+    Attributes:
+        values: (n,) estimate of each diagonal entry.
+        stderr: (n,) standard error of each.
+        samples: how many samples are behind it.
+        products: columns multiplied by the operator or its adjoint.
+    """
+
+    values: Tensor
+    stderr: Tensor
+    samples: int
+    products: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of the eigenvalues, 0…1, and the interval that it lies in."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -71,15 +110,20 @@ class Density:
     """The distribution of the eigenvalues (or singular values) of a map, estimated from random probes.
 
     Attributes:
-        grid: (g,) ascending points of the axis.
-        mean: (g,) distribution function there, 0…1: the share of eigenvalues at or below each point.
-        low, high: (g,) band around it, by default ± 2 standard errors over the probes.
+        grid: (g,) ascending points of the axis: the places where ``mean`` jumps, the first of them twice.
+        mean: (g,) distribution function there, 0…1: the share of eigenvalues at or below each point, constant from
+            each point to the next. ``mean[0]`` is 0, the share left of the first point.
+        low, high: (g,) band around it: ``level`` standard errors over the probes, beyond what the quadrature leaves
+            open on either side.
+        bracket: (g,) half the width of what the quadrature leaves open, without the standard errors.
         nodes: (q,) every quadrature node, ascending: deflated eigenvalues and Ritz values of all probes.
         weights: (p, q) what each of p probes gives to each node; a row sums to 1.
         size: number of eigenvalues.
         kind: "eigen" or "singular".
         deflated: how many eigenvalues were found one by one, and so carry no sampling error.
-        products: columns multiplied by the operator.
+        level: standard errors in the band.
+        rounding: what the arithmetic may have moved a node by; points closer than that are the same.
+        products: columns multiplied by the operator or its adjoint.
         seed: seed of the generator.
     """
 
@@ -87,21 +131,81 @@ class Density:
     mean: Tensor
     low: Tensor
     high: Tensor
+    bracket: Tensor
     nodes: Tensor
     weights: Tensor
     size: int
     kind: Literal["singular", "eigen"]
     deflated: int
+    level: float
+    rounding: float
     products: int
     seed: int | None
 
     def count(self, a: float, b: float) -> Estimate:
-        """How many eigenvalues lie in (a, b]: mean over the probes, and its standard error."""
-        inside = (self.nodes > a) & (self.nodes <= b)
-        shares = self.weights[:, inside].sum(dim=1) * self.size
+        """How many eigenvalues lie in (a, b], and the standard error of that count.
+
+        The error over the probes, and at each end the one of the quadrature: a share of ±``bracket`` at most, taken as
+        uniform, of standard deviation bracket/√3.
+        """
+        inside = (self.nodes > a + self.rounding) & (self.nodes <= b + self.rounding)
+        shares = self.weights[:, inside].sum(dim=1)
         probes = len(shares)
-        stderr = float(shares.std()) / probes**0.5 if probes > 1 else float("inf")
-        return Estimate(float(shares.mean()), stderr, probes)
+        variance = sum(float(self.bracket[self._step(end + self.rounding, True)]) ** 2 / 3.0 for end in (a, b))
+        if self.deflated < self.size:
+            variance += float(shares.var()) / probes if probes > 1 else float("inf")
+        return Estimate(float(shares.mean()) * self.size, variance**0.5 * self.size, probes, self.products)
+
+    def below(self, x: float) -> Share:
+        """Share of the eigenvalues that are less than x, with the band there: ``below(0.0)`` is the negative share."""
+        step = self._step(x - self.rounding, False)
+        return Share(float(self.mean[step]), float(self.low[step]), float(self.high[step]))
+
+    def smoothed(self, points: Tensor, width: float | None = None) -> tuple[Tensor, Tensor]:
+        """Density at (g,) points, as a sum of Gaussians at the nodes, and its standard error over the probes: (g,) each.
+
+        Lin, Saad & Yang, Approximating spectral densities of large matrices, SIAM Review 58(1), 2016, §3.2: what a
+        quadrature of k nodes resolves is their spacing h, so the default width is h/(2√(2 ln κ)), with which a
+        Gaussian has fallen by κ = 1.25 halfway to the next node. Nodes lie like Chebyshev points, in the middle
+        h = π/2 times their mean distance. It integrates to 1; the bias of smoothing is not in
+        the error.
+
+        Args:
+            points: (g,) float64 places on the axis.
+            width: standard deviation of the Gaussians, in units of the eigenvalues.
+
+        Raises:
+            InputError: the width is not positive, or there is a single node, which has no spacing.
+        """
+        width = self._spacing() * _GAUSSIAN if width is None else width
+        if not width > 0.0:
+            raise InputError(
+                f"width {width}", where="smoothed", expected="a positive width", remedy="pass width=, all mass is at one point"
+            )  # fmt: skip
+        bells = (-0.5 * ((points.unsqueeze(1) - self.nodes) / width) ** 2).exp() / (width * (2.0 * math.pi) ** 0.5)
+        curves = bells @ self.weights.T
+        probes = curves.shape[1]
+        if self.deflated == self.size:
+            stderr = curves.new_zeros(len(points))
+        elif probes == 1:
+            stderr = curves.new_full((len(points),), math.inf)
+        else:
+            stderr = curves.std(dim=1) / probes**0.5
+        return curves.mean(dim=1), stderr
+
+    def _step(self, x: float, inclusive: bool) -> int:
+        """Index of the step of ``mean`` that holds at x, or just left of it."""
+        jumps = self.grid[1:]
+        return int((jumps <= x).sum() if inclusive else (jumps < x).sum())
+
+    def _spacing(self) -> float:
+        """Widest usual distance of the Ritz values of a probe, the deflated eigenvalues apart."""
+        # Every probe gives 1/n to a deflated eigenvalue, and 0 to the Ritz values of the others.
+        ritz = self.nodes[((self.weights - 1.0 / self.size).abs() > 1e-12).any(dim=0)]
+        if len(ritz) < 2:
+            ritz = self.nodes
+        steps = len(ritz) / len(self.weights) if self.deflated < self.size else len(ritz)
+        return math.pi / 2.0 * float(ritz[-1] - ritz[0]) / max(steps - 1.0, 1.0)
 
 
 @dataclass(frozen=True)
