@@ -36,6 +36,7 @@ PRIORITY = (
     "name", "role", "shape", "sigma_max", "condition", "stable_rank", "rank_99", "layer", "effective_rank", "noise_rank",
     "sigma_min", "dtype", "digits_left", "numerical_rank", "rank_90", "error_bound", "rank_95", "frobenius",
     "participation", "ridge", "conv_norm", "spectral_radius", "overflow_fp16", "underflow_fp16",
+    "noise_rank", "signal_energy", "optimal_rank", "quantization_floor", "zero_rows", "zero_cols",
 )  # fmt: skip
 
 
