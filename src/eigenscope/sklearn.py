@@ -194,7 +194,7 @@ def _centred_triplets(X: Any, mean: Array, k: int, tol: float, random_state: Any
     """Singular values (k,) and right vectors (n, k) of X − 1μᵀ, and its Frobenius norm."""
     rows, cols = X.shape
     if scipy.sparse.issparse(X) and cols <= min(rows, MOST_COLUMNS):
-        found = reduce_rows(Rows(SlicedRows(X)), k, centre=True, tol=tol).spectrum
+        found = reduce_rows(Rows(SlicedRows(X)), k, centre="columns", tol=tol).spectrum
     elif scipy.sparse.issparse(X):
         operator = centred(Sparse(X), torch.from_numpy(mean))
         found = choose.svd(operator, k, tol=tol, generator=_generator(random_state))

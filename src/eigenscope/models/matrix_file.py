@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -58,35 +58,45 @@ class MatrixFile:
 
 
 class FileRows:
-    """Rows of an array that lies in a file, by plain reads: mapped pages would count as this process's memory.
-
-    In column-major order these are the columns of the matrix, conjugated: the rows of its adjoint.
+    """Rows of a matrix that lies in a file, or of its adjoint, by plain reads: mapped pages would count as memory used.
 
     Args:
         path: the file.
-        header: where the array begins, its shape and dtype.
-        shape: (m, n) of the rows as they lie there.
+        header: where the array begins, its order and dtype.
+        shape: (m, n) of the matrix.
+        adjoint: give rows of Aᴴ.
     """
 
-    def __init__(self, path: Path, header: NpyHeader, shape: tuple[int, int]) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, path: Path, header: NpyHeader, shape: tuple[int, int], adjoint: bool) -> None:
+        self.path, self.shape = path, shape[::-1] if adjoint else shape
         self.dtype = _EXACT.get(header.dtype.str[1:], torch.float32 if header.dtype.kind == "f" else torch.float64)
-        self._stored, self._offset, self._conjugated = header.dtype, header.offset, header.fortran
+        self._header, self._adjoint = header, adjoint
         self._target = np.dtype(str(self.dtype).removeprefix("torch."))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop``, (stop − start, n).
+        """Rows ``start:stop``, (stop − start, n): one read where they lie together, else one of each column.
 
         Raises:
             SourceError: the file ends before them.
         """
-        count = (stop - start) * self.shape[1]
-        place = self._offset + start * self.shape[1] * self._stored.itemsize
-        entries = np.fromfile(self.path, self._stored, count, offset=place)
+        rows, cols = self.shape
+        with self.path.open("rb") as stream:
+            if self._header.fortran == self._adjoint:
+                entries = self._read(stream, start * cols, (stop - start) * cols).reshape(stop - start, cols)
+            else:
+                entries = np.empty((cols, stop - start), self._header.dtype)
+                for col in range(cols):
+                    entries[col] = self._read(stream, col * rows + start, stop - start)
+                entries = entries.T
+        entries = np.ascontiguousarray(entries, self._target)
+        return torch.from_numpy(entries.conj() if self._adjoint and self.dtype.is_complex else entries)
+
+    def _read(self, stream: IO[bytes], first: int, count: int) -> NDArray[Any]:
+        stream.seek(self._header.offset + first * self._header.dtype.itemsize)
+        entries = np.fromfile(stream, self._header.dtype, count)
         if len(entries) != count:
-            raise SourceError(f"the file ends before row {stop}", where=str(self.path), remedy="write it again")
-        entries = entries.astype(self._target, copy=False).reshape(stop - start, self.shape[1])
-        return torch.from_numpy(entries.conj() if self._conjugated and self.dtype.is_complex else entries)
+            raise SourceError("the file ends before its last row", where=str(self.path), remedy="write it again")
+        return entries
 
 
 class TensorRows:
@@ -161,18 +171,19 @@ def _npy(path: Path, source: str, vector: bool) -> MatrixFile:
         header = read_top(stream, path.stat().st_size, source)
     check_entries(header.dtype, source)
     shape = _two_dimensions(header.shape, source, vector)
-    # A column-major array lies there as its transpose does in row-major order.
-    rows = FileRows(path, header, shape[::-1] if header.fortran else shape)
+    # Of a wide matrix the rows of the adjoint: what is read in blocks is then tall.
+    adjoint = shape[0] < shape[1]
+    rows = FileRows(path, header, shape, adjoint)
 
     def load() -> NDArray[Any]:
         entries = np.fromfile(path, header.dtype, math.prod(shape), offset=header.offset)
         if len(entries) != math.prod(shape):
             raise SourceError("the file changed since it was opened", where=source)
-        return entries.reshape(rows.shape).T if header.fortran else entries.reshape(shape)
+        return entries.reshape(shape, order="F" if header.fortran else "C")
 
     dtype = str(header.dtype.newbyteorder("="))
     size = math.prod(shape) * header.dtype.itemsize
-    return MatrixFile(source, "npy", shape, dtype, size, load, rows, header.fortran, _converted(dtype))
+    return MatrixFile(source, "npy", shape, dtype, size, load, rows, adjoint, _converted(dtype))
 
 
 def _npz(path: Path, source: str, name: str, vector: bool) -> MatrixFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -343,7 +344,8 @@ def _readings(plan: DecomposePlan, found: Found) -> dict[str, Value]:
         return facts | {"relative_error": found.error, "status": "only the leading values: no rank and no condition"}
     matrix = Matrix("", "", None, "", rows, cols, dtype)
     complete = replace(found.complete, method=spectrum.method)
-    readings, doubts = spectral_readings(complete, matrix, ScanOptions(target_condition=plan.options.target_condition))
+    options = ScanOptions(target_condition=plan.options.target_condition)
+    readings, doubts = _spectral_readings(complete, matrix, options)
     values, shape, eps = complete.values.cpu().numpy(), (rows, cols), storage_eps(dtype)
     threshold = rank.rounding(values, shape, eps) if values[0] else 0.0
     # What the method cannot tell from 0 is no more proven than what the format cannot.
@@ -357,6 +359,33 @@ def _readings(plan: DecomposePlan, found: Found) -> dict[str, Value]:
     if found.error is not None:
         readings |= {"k": len(spectrum), "relative_error": found.error}
     return {**facts, **readings, "status": "; ".join(doubts) or "ok"}
+
+
+def _spectral_readings(spectrum: Spectrum, matrix: Matrix, options: ScanOptions) -> tuple[dict[str, Value], list[str]]:
+    """The readings, from values scaled by a power of 2 where their squares would leave float64's range."""
+    largest = float(spectrum.values[0])
+    if largest == 0.0 or 1e-100 < largest < 1e100:
+        return spectral_readings(spectrum, matrix, options)
+    exponent = math.frexp(largest)[1]
+
+    def moved(value: float, power: int) -> float:
+        """value·2^power; infinite where that exceeds the range."""
+        try:
+            return math.ldexp(value, power)
+        except OverflowError:
+            return math.inf
+
+    # Below the range of normal numbers a value is a multiple of 2⁻¹⁰⁷⁴, however exact the method.
+    bounds = [moved(float(bound) + 2.0**-1074, -exponent) for bound in spectrum.bounds]
+    values = [moved(float(value), -exponent) for value in spectrum.values]
+    scaled = replace(
+        spectrum, values=torch.tensor(values, dtype=torch.float64), bounds=torch.tensor(bounds, dtype=torch.float64)
+    )
+    readings, doubts = spectral_readings(scaled, matrix, options)
+    for name, power in (("sigma_max", 1), ("sigma_min", 1), ("frobenius", 1), ("nuclear", 1), ("ridge", 2)):
+        value = readings[name]
+        readings[name] = moved(value, power * exponent) if isinstance(value, float) else value
+    return readings, doubts
 
 
 def real_format(dtype: str) -> str:

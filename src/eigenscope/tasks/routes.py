@@ -14,7 +14,7 @@ from torch import Tensor
 from eigenscope.errors import InputError
 from eigenscope.measures import rank
 from eigenscope.methods import choose
-from eigenscope.methods.row_blocks import MOST_COLUMNS, complete_triplets, reduce_rows
+from eigenscope.methods.row_blocks import MOST_COLUMNS, Centre, complete_triplets, reduce_rows
 from eigenscope.models.matrix_file import MatrixFile
 from eigenscope.operators.arrays import Dense, Sparse
 from eigenscope.operators.base import LinearOperator
@@ -113,10 +113,12 @@ def in_memory(operator: LinearOperator, wanted: Wanted) -> Found:
     if isinstance(operator, Sparse) and wanted.device != "cpu":
         raise InputError(f"a sparse matrix on {wanted.device!r}", expected="the CPU", remedy="leave --device out")
     rows, cols = operator.shape
-    if isinstance(operator, Sparse) and cols <= MOST_COLUMNS and cols <= rows and wanted.pca:
-        wide = "complex128" if operator.dtype.is_complex else "float64"
-        sliced = Rows(SlicedRows(operator.matrix.tocsr().astype(wide)))
-        return replace(_by_row_blocks(sliced, wanted), matrix=operator, density=_density(operator), passes=0)
+    if isinstance(operator, Sparse) and min(rows, cols) <= MOST_COLUMNS and wanted.pca:
+        adjoint = rows < cols
+        tall = (operator.matrix.conj().T if adjoint else operator.matrix).tocsr()
+        sliced = Rows(SlicedRows(tall.astype("complex128" if operator.dtype.is_complex else "float64")))
+        found = _by_row_blocks(sliced, replace(wanted, passes=None), adjoint)
+        return replace(found, matrix=operator, density=_density(operator), passes=0)
     subject, mean = _centred(operator) if wanted.pca else (operator, None)
     if isinstance(subject, Dense) and wanted.device != "cpu":
         subject = Dense(subject.matrix.to(wanted.device))
@@ -205,9 +207,8 @@ def streamed(matrix: MatrixFile, wanted: Wanted) -> Found:
     if wanted.device != "cpu":
         raise InputError(f"a matrix that is read in blocks, on {wanted.device!r}", expected="the CPU")
     rows = Rows(matrix.rows)
-    if _by_gram(matrix) and not (wanted.pca and matrix.adjoint):
-        found = _by_row_blocks(rows, wanted)
-        return _adjoint(found) if matrix.adjoint else found
+    if _by_gram(matrix):
+        return _by_row_blocks(rows, wanted, matrix.adjoint)
     if wanted.passes is not None:
         return _few_passes(rows, wanted, matrix)
     subject = rows.T if matrix.adjoint else rows
@@ -228,41 +229,42 @@ def _by_gram(matrix: MatrixFile) -> bool:
     return cols <= min(rows, MOST_COLUMNS)
 
 
-def _by_row_blocks(rows: Rows, wanted: Wanted) -> Found:
+def _by_row_blocks(rows: Rows, wanted: Wanted, adjoint: bool) -> Found:
+    """One or two passes over the rows of A, or with ``adjoint`` of Aᴴ = VΣUᴴ."""
     cols = rows.shape[1]
     most = wanted.k or cols
-    reduced = reduce_rows(rows, most, centre=wanted.pca, tol=wanted.tol)
-    complete = reduced.spectrum
-    k = _count(complete, wanted, cols)
-    first = cut(complete, most if k is None else k)
-    if k is None or wanted.passes == 1:
-        notes = () if k is None else ("one pass: no left vectors and no residuals; the bounds of the values hold",)
-        spectrum = replace(complete, right=None) if k is None else first
-        return Found(spectrum, replace(complete, right=None), None, None, reduced.mean, None, rows.passes, notes)
-    if first.right is None:
-        raise InputError("no right vectors", expected="those of the first pass")
-    spectrum, missing = complete_triplets(rows, first.right, reduced.mean, tol=wanted.tol)
-    error = missing / spectrum.frobenius if spectrum.frobenius else 0.0
-    return Found(spectrum, replace(complete, right=None), error, None, reduced.mean, None, rows.passes)
+    centre: Centre = "" if not wanted.pca else "rows" if adjoint else "columns"
+    reduced = reduce_rows(rows, most, centre=centre, tol=wanted.tol)
+    k = _count(reduced.spectrum, wanted, cols)
+    first = cut(reduced.spectrum, most if k is None else k)
+    complete = replace(reduced.spectrum, right=None)
+    spectrum, error = (complete if k is None else first), None
+    notes: tuple[str, ...] = ()
+    if k is not None and wanted.passes == 1:
+        notes = (
+            f"one pass: no {'right' if adjoint else 'left'} vectors and no residuals; the bounds of the values hold",
+        )
+    elif k is not None:
+        spectrum, error = complete_triplets(rows, reduced, k, tol=wanted.tol)
+    mean = reduced.mean
+    if adjoint:
+        spectrum, complete = _turned(spectrum), _turned(complete)
+        mean = None if mean is None else mean.conj().resolve_conj()
+    return Found(spectrum, complete, error, None, mean, None, rows.passes, notes)
+
+
+def _turned(spectrum: Spectrum) -> Spectrum:
+    """The triplets of Aᴴ as those of A."""
+    return replace(spectrum, left=spectrum.right, right=spectrum.left, shape=spectrum.shape[::-1])
 
 
 def _few_passes(rows: Rows, wanted: Wanted, matrix: MatrixFile) -> Found:
     short = min(rows.shape)
     raise InputError(
         f"{wanted.passes} passes over a matrix whose small side is {short}", where=matrix.source,
-        expected=f"rows in the file at least as many as columns, and at most {MOST_COLUMNS} columns",
+        expected=f"at most {MOST_COLUMNS}",
         remedy="leave --passes out: a block Krylov method takes more of them",
     )  # fmt: skip
-
-
-def _adjoint(found: Found) -> Found:
-    """Aᴴ = UΣVᴴ read as A = VΣUᴴ."""
-
-    def turned(spectrum: Spectrum) -> Spectrum:
-        return replace(spectrum, left=spectrum.right, right=spectrum.left, shape=spectrum.shape[::-1])
-
-    complete = None if found.complete is None else turned(found.complete)
-    return replace(found, spectrum=turned(found.spectrum), complete=complete)
 
 
 def _error(subject: LinearOperator, spectrum: Spectrum, total: float) -> tuple[float | None, tuple[str, ...]]:
