@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +208,30 @@ def test_the_keyboard_passes_over_cells_without_a_matrix(show: Callable[..., Ope
     tab.keyboard.press("Tab")
     tab.keyboard.press("ArrowUp")
     assert opened.text("#map-note").startswith("embedding, layer –: ")
-    tab.keyboard.press("ArrowRight")  # there is no other embedding
+    tab.keyboard.press("ArrowRight")  # there is no other embedding: to the nearest cell on the right
+    assert opened.text("#map-note").startswith("q, layer 0: ")
+    for key in ("ArrowLeft", "ArrowLeft"):
+        tab.keyboard.press(key)
     assert opened.text("#map-note").startswith("embedding, layer –: ")
+
+
+def test_every_cell_of_the_map_can_be_reached_by_keyboard(show: Callable[..., Opened]) -> None:
+    layerless = [replace(PLANTED.records[0], name=role, readings={**PLANTED.records[0].readings, "layer": None, "role": role})
+                 for role in ("embedding", "pooler")]  # fmt: skip
+    run = replace(PLANTED, records=(layerless[0], *PLANTED.records[:6], layerless[1]))
+    opened = show(run)
+    cells = {(str(r.readings["role"]), str(r.readings["layer"]).replace("None", "–")) for r in run.records}
+    seen: set[tuple[str, str]] = set()
+    paths: list[list[str]] = [[]]
+    for path in paths:  # the shortest first, as they are found
+        opened.tab.locator("#reading").focus()
+        for key in ("Tab", *path):
+            opened.tab.keyboard.press(key)
+        role, layer = opened.text("#map-note").split(":")[0].split(", layer ")
+        if (role, layer) not in seen:
+            seen.add((role, layer))
+            paths += [[*path, key] for key in ("ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight")]
+    assert seen == cells
 
 
 def test_the_map_shows_any_reading(show: Callable[..., Opened]) -> None:

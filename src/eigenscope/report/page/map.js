@@ -67,13 +67,18 @@ function chooseCell([r, l], scroll = false) {
   choose(known.length ? known[(known.length - 1) >> 1] : rows[0], { among: rows.length, scroll });
 }
 
-// The next cell in that direction that holds a matrix; the same one at the border.
+// The next cell in that direction that holds a matrix: in the same row or column, else the nearest one; at the border none.
 function neighbour([r, l], [down, right]) {
-  const { cells } = DATA.heat;
-  for (let [y, x] = [r + down, l + right]; cells[y] && cells[y][x]; [y, x] = [y + down, x + right]) {
-    if (cells[y][x].length) return [y, x];
+  let [best, least] = [[r, l], Infinity];
+  for (const [y, line] of DATA.heat.cells.entries()) {
+    for (const [x, cell] of line.entries()) {
+      const along = (y - r) * down + (x - l) * right;
+      const across = Math.abs((y - r) * right) + Math.abs((x - l) * down);
+      const distance = along + (across ? 1e4 * across + 1e8 : 0);
+      if (cell.length && along > 0 && distance < least) [best, least] = [[y, x], distance];
+    }
   }
-  return [r, l];
+  return best;
 }
 
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
