@@ -146,6 +146,23 @@ def test_the_bytes_of_an_entry_follow_from_what_a_rank_saves(
     assert bytes_per_entry(Record("w", readings)) == expected
 
 
+def test_an_exponent_without_evidence_is_in_brackets_on_the_map_and_the_reason_hovers_over_it() -> None:
+    verdicts = {r.name: str(r.readings["alpha_verdict"]) for r in PLANTED.records}
+    figure = figures.heat_map(PLANTED, "alpha")
+    _, colored, texts = figure.data
+    shown = dict(zip(zip(texts.y, texts.x, strict=True), texts.text, strict=True))
+    seen = set()
+    for each in PLANTED.records:
+        role, layer = str(each.readings["role"]), str(each.readings["layer"])
+        hover = colored.hovertext[list(colored.y).index(role)][list(colored.x).index(layer)]
+        held = verdicts[each.name] == "power law"
+        seen.add(held)
+        assert shown[role, layer].startswith("(") != held
+        assert (verdicts[each.name][:20] in hover) != held
+    assert seen == {True, False}
+    assert not any("(" in text for text in figures.heat_map(PLANTED, "noise_rank").data[2].text)
+
+
 def test_the_notebook_dashes_a_tail_that_the_evidence_does_not_carry() -> None:
     law = next(r for r in PLANTED.records if r.readings["alpha_verdict"] == "power law")
     doubted = replace(law, readings={**law.readings, "alpha_verdict": "not a power law: a test"})

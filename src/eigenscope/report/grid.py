@@ -44,7 +44,7 @@ class Shading:
     Attributes:
         colors: roles × layers → the value, or its log₁₀ for a log column; ∞ at the top of the range, and what has
             no logarithm at the bottom; None where no matrix of the cell has the reading.
-        texts: the value in few characters.
+        texts: the value in few characters; in brackets where the verdict on it says that it is not to be read.
         hovers: the value in words, as Plotly text.
         low, high: ends of the range of colours, never equal.
         ticks: (place in the range, label).
@@ -87,7 +87,10 @@ def shade(run: Run, grid: Grid, column: Column) -> Shading:
     low, high = colour_range(finite)
     return Shading(
         colors=tuple(tuple(None if c is None else min(max(c, low), high) for c in row) for row in colors),
-        texts=tuple(tuple("" if v is None else compact(column, v) for v in row) for row in middles),
+        texts=tuple(
+            tuple("" if v is None else _text(run, cell, column, v) for v, cell in zip(*rows, strict=True))
+            for rows in zip(middles, grid.cells, strict=True)
+        ),
         hovers=tuple(tuple(_hover(run, cell, column) for cell in row) for row in grid.cells),
         low=low,
         high=high,
@@ -151,6 +154,17 @@ def compact(column: Column, value: float) -> str:
     return format_value(column, int(value)) if column.kind == "count" and value == int(value) else significant(value, 3)
 
 
+def _text(run: Run, cell: Sequence[int], column: Column, value: float) -> str:
+    text = compact(column, value)
+    return f"({text})" if all(_objection(run.records[i], column) for i in cell) else text
+
+
+def _objection(record: Record, column: Column) -> str:
+    """What the verdict says against an exponent; empty where it carries it, and for every other reading."""
+    verdict = record.readings.get("alpha_verdict") if column.name.startswith("alpha") else None
+    return visible(verdict) if isinstance(verdict, str) and verdict != "power law" else ""
+
+
 def _head(run: Run, cell: Sequence[int]) -> str:
     if not cell:
         return ""
@@ -171,7 +185,8 @@ def _hover(run: Run, cell: Sequence[int], column: Column) -> str:
     elif numbers:
         lowest, middle, highest = (format_value(column, f(numbers)) for f in (min, median, max))
         lines = [f"{column.label}: median {middle} of {len(numbers)}, from {lowest} to {highest}"]
-    doubts = dict.fromkeys(doubt(run.records[i].readings.get("status")) for i in cell)
+    records = [run.records[i] for i in cell]
+    doubts = dict.fromkeys(text for r in records for text in (_objection(r, column), doubt(r.readings.get("status"))))
     for text in [text for text in doubts if text][:3]:
         lines += [plotly_text(line) for line in textwrap.wrap(text, 72)[:3]]
     return "<br>".join(lines)
