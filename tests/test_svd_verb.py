@@ -18,10 +18,11 @@ from cases import SPECTRA, gaussian, with_spectrum
 from eigenscope.cli.main import main
 from eigenscope.errors import EigenscopeError, InputError
 from eigenscope.methods.row_blocks import complete_triplets, reduce_rows
+from eigenscope.operators import streamed
 from eigenscope.operators.streamed import Rows, SlicedRows
 from eigenscope.report import geometry
 from eigenscope.tasks import routes
-from eigenscope.tasks.decompose import decompose
+from eigenscope.tasks.decompose import DecomposeOptions, decompose, make_plan, run_plan
 from eigenscope.tasks.solve import solve
 
 RNG = np.random.default_rng(0)
@@ -121,13 +122,14 @@ def test_factors_in_safetensors(run):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("passes", [1, 2])
 def test_streamed_is_as_good_as_in_memory(run, shape, order, dtype, passes, monkeypatch):
-    monkeypatch.setattr(Rows.__init__, "__defaults__", (8 * 12 * 7,))
+    monkeypatch.setattr(streamed, "BLOCK_BYTES", 8 * 12 * 7)
     matrix = gaussian(*shape, 5, dtype).numpy()
     np.save("a.npy", np.asarray(matrix, order=order))
     found = decompose("a.npy", k=5, passes=passes)
     u, s, vh = np.linalg.svd(matrix.astype(np.complex128 if dtype.is_complex else np.float64), full_matrices=False)
     assert np.allclose(found.values, s, rtol=1e-10)
     assert found.provenance["passes"] == passes
+    assert found.readings["density"] == 1.0
     U, V = found.spectrum.left, found.spectrum.right
     if passes == 2:
         best = (u[:, :5] * s[:5]) @ vh[:5]
@@ -163,7 +165,7 @@ def test_one_pass_keeps_its_bounds_at_every_scale(name, scale):
 
 
 def test_a_bad_entry_of_a_streamed_file_is_found_in_its_place(run, monkeypatch):
-    monkeypatch.setattr(Rows.__init__, "__defaults__", (8 * 3 * 10,))
+    monkeypatch.setattr(streamed, "BLOCK_BYTES", 8 * 3 * 10)
     matrix = np.ones((100, 3))
     matrix[57, 1] = np.inf
     for order, stored in (("tall", matrix), ("wide", matrix.T)):
@@ -443,6 +445,27 @@ def test_a_matrix_too_large_for_all_values(monkeypatch):
         assert decompose(source, energy=0.9).readings["k"] == next(
             k for k in range(25) if np.sum(truth[:k] ** 2) >= 0.9 * np.sum(truth**2)
         )
+
+
+def test_a_large_sparse_matrix_is_reduced_by_rows(monkeypatch):
+    monkeypatch.setattr(routes, "IN_MEMORY", 0)
+    for matrix in (MATRIX, MATRIX.T, MATRIX + 1j):
+        found = decompose(scipy.sparse.csc_array(matrix), k=3)
+        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+        assert found.spectrum.method == "gram by row blocks"
+        assert np.allclose(found.values, s, rtol=1e-9)
+        best = (u[:, :3] * s[:3]) @ vh[:3]
+        assert np.allclose(((found.spectrum.left * found.spectrum.values) @ found.spectrum.right.mH).numpy(), best)
+        assert found.error == pytest.approx(np.linalg.norm(s[3:]) / np.linalg.norm(s))
+
+
+def test_progress_counts_the_rows_of_each_pass(run):
+    np.save("a.npy", MATRIX)
+    told = []
+    run_plan(make_plan("a.npy", DecomposeOptions(k=2, passes=2)), told.append)
+    assert [(event.done, event.total, event.label) for event in told] == [
+        (40, 40, "rows of pass 1"), (40, 40, "rows of pass 2")
+    ]  # fmt: skip
 
 
 def test_python_entry_leaves_its_input_alone():

@@ -159,12 +159,11 @@ def svd(
     from eigenscope.cli.svd import SvdWanted, run_svd
     from eigenscope.tasks.decompose import DecomposeOptions
 
-    del quiet  # nothing is drawn; every verb takes it
     options = DecomposeOptions(
         k=k, energy=energy, error=error, tol=tol, passes=passes, pca=pca, device=device, dtype=dtype, seed=seed,
         target_condition=1e4 if target_condition is None else target_condition,
     )  # fmt: skip
-    wanted = SvdWanted(save, solve, ridge, target_condition, picture, report, json, plan)
+    wanted = SvdWanted(save, solve, ridge, target_condition, picture, report, json, plan, quiet)
     run_svd(source, options, wanted)
 
 

@@ -18,7 +18,8 @@ from eigenscope.models.matrix_file import MatrixFile, open_matrix
 from eigenscope.operators.arrays import as_operator
 from eigenscope.report import text
 from eigenscope.report.cells import format_value, significant
-from eigenscope.tasks.decompose import DecomposeOptions, Decomposition, check_save, make_plan, real_format, run_plan
+from eigenscope.tasks.decompose import DecomposeOptions, Decomposition, check_save, make_plan, run_plan
+from eigenscope.tasks.matrix_readings import real_format
 from eigenscope.tasks.pca import Components
 from eigenscope.tasks.solve import Solution, solve
 
@@ -45,6 +46,7 @@ class SvdWanted:
         report: the page.
         json: print JSON.
         plan: print the plan and stop.
+        quiet: no progress.
     """
 
     save: Path | None
@@ -55,6 +57,7 @@ class SvdWanted:
     report: Path | None
     json: bool
     plan: bool
+    quiet: bool
 
 
 def run_svd(source: str, options: DecomposeOptions, wanted: SvdWanted) -> None:
@@ -83,7 +86,8 @@ def run_svd(source: str, options: DecomposeOptions, wanted: SvdWanted) -> None:
     if solving and plan.streamed:
         raise InputError("--solve of a matrix that is read in blocks", where=source, expected="one that fits in memory")
     b = open_matrix(wanted.right_hand_side, vector=True) if wanted.right_hand_side is not None else None
-    result = run_plan(plan)
+    with text.ProgressBar(quiet=wanted.quiet) as bar:
+        result = run_plan(plan, lambda event: bar.update(event.done, event.total, event.label))
     solution = None if b is None else _solved(result, b, plan.matrix.dtype, wanted, options.seed)
     if wanted.save is not None:
         result.save(wanted.save, solution)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -65,13 +65,16 @@ class Rows(LinearOperator):
 
     Args:
         source: the rows.
-        block_bytes: largest size of a block, counted in float64.
+        block_bytes: largest size of a block, counted in float64; default 64 MiB.
+        watch: called after each block with the rows of this pass that are done, and all of them.
 
     Raises:
         InputError: a dtype without products; on the first pass, entries that are not finite, and where the first is.
     """
 
-    def __init__(self, source: RowSource, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(
+        self, source: RowSource, block_bytes: int | None = None, watch: Callable[[int, int], None] | None = None
+    ) -> None:
         if source.dtype not in DTYPES:
             raise InputError(
                 f"rows of {source.dtype}", where="Rows", expected="float32, float64, complex64 or complex128"
@@ -80,8 +83,15 @@ class Rows(LinearOperator):
         self.source = source
         self.passes = 0
         """How many times all rows have been read, for products of A and of its adjoint together."""
-        self._height = max(1, block_bytes // max(1, 8 * self.shape[1]))
+        self._nonzero = 0
+        self._watch = watch
+        self._height = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // max(1, 8 * self.shape[1]))
         self._checked = 0
+
+    @property
+    def density(self) -> float | None:
+        """Share of the entries that are not 0, counted on the first pass; None before it has ended."""
+        return self._nonzero / max(1, self.shape[0] * self.shape[1]) if self.passes else None
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """One pass: the place of each block's first row, and the block (r, n), which the caller may not keep."""
@@ -91,8 +101,11 @@ class Rows(LinearOperator):
             block = self.source.read(start, stop)
             if self._checked < stop:
                 _check_finite(block, start)
+                self._nonzero += int(torch.count_nonzero(block))
                 self._checked = stop
             yield start, block
+            if self._watch is not None:
+                self._watch(stop, rows)
         self.passes += 1
 
     def _matmat(self, X: Tensor) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +14,17 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 import eigenscope
+from eigenscope.engine.progress import Listener, silent
 from eigenscope.errors import InputError
 from eigenscope.files import check_writable, replacing
-from eigenscope.measures import noise, rank
-from eigenscope.measures.conditioning import storage_eps
-from eigenscope.models.matrices import Matrix
 from eigenscope.models.matrix_file import MatrixFile, open_matrix
 from eigenscope.operators.arrays import Dense, Sparse, as_operator
 from eigenscope.results import Record, Spectrum, Value
 from eigenscope.tasks import routes
+from eigenscope.tasks.matrix_readings import matrix_readings
 from eigenscope.tasks.pca import Components, principal_components
-from eigenscope.tasks.readings import ScanOptions, spectral_readings
-from eigenscope.tasks.routes import Found, Wanted
+from eigenscope.tasks.readings import ScanOptions
+from eigenscope.tasks.routes import Wanted
 from eigenscope.tasks.solve import Solution
 
 if TYPE_CHECKING:
@@ -266,13 +264,13 @@ def _check(plan: DecomposePlan, shape: tuple[int, int] | None) -> None:
         )
 
 
-def run_plan(plan: DecomposePlan) -> Decomposition:
-    """Read and decompose."""
+def run_plan(plan: DecomposePlan, progress: Listener = silent) -> Decomposition:
+    """Read and decompose; of a file that is read in blocks each pass is told to ``progress``."""
     begun, processor = time.perf_counter(), time.process_time()
     wanted = plan.wanted()
     try:
         if plan.streamed:
-            found = routes.streamed(plan.matrix, wanted)
+            found = routes.streamed(plan.matrix, wanted, progress)
         else:
             operator = as_operator(plan.matrix.load())
             _check(plan, operator.shape)
@@ -283,7 +281,7 @@ def run_plan(plan: DecomposePlan) -> Decomposition:
             error.what, where=plan.matrix.source if error.where in ("", "matrix") else error.where,
             expected=error.expected, remedy=error.remedy,
         ) from error  # fmt: skip
-    readings = _readings(plan, found)
+    readings = matrix_readings(found, plan.matrix.dtype, plan.options.target_condition)
     components = principal_components(found) if plan.options.pca else None
     provenance = {
         "eigenscope": eigenscope.__version__, "torch": torch.__version__, "numpy": np.__version__,
@@ -326,73 +324,6 @@ def _arrays(result: Decomposition) -> dict[str, torch.Tensor]:
         }  # fmt: skip
     # A vector that views another, or a conjugate that is not computed yet, is not what a file takes.
     return {name: part.resolve_conj().clone() for name, part in found.items() if part is not None}
-
-
-def _readings(plan: DecomposePlan, found: Found) -> dict[str, Value]:
-    spectrum = found.spectrum
-    rows, cols = spectrum.shape
-    dtype = real_format(plan.matrix.dtype)
-    facts: dict[str, Value] = {
-        "rows": rows, "cols": cols, "dtype": plan.matrix.dtype, "density": found.density, "method": spectrum.method,
-        "reason": spectrum.reason,
-    }  # fmt: skip
-    if found.complete is None:
-        largest = float(spectrum.values[0])
-        facts |= {"sigma_max": largest, "frobenius": spectrum.frobenius, "k": len(spectrum)}
-        if spectrum.frobenius is not None and largest > 0.0:
-            facts["stable_rank"] = (spectrum.frobenius / largest) ** 2
-        return facts | {"relative_error": found.error, "status": "only the leading values: no rank and no condition"}
-    matrix = Matrix("", "", None, "", rows, cols, dtype)
-    complete = replace(found.complete, method=spectrum.method)
-    options = ScanOptions(target_condition=plan.options.target_condition)
-    readings, doubts = _spectral_readings(complete, matrix, options)
-    values, shape, eps = complete.values.cpu().numpy(), (rows, cols), storage_eps(dtype)
-    threshold = rank.rounding(values, shape, eps) if values[0] else 0.0
-    # What the method cannot tell from 0 is no more proven than what the format cannot.
-    proven = np.maximum(complete.bounds.cpu().numpy(), threshold * float(values[0]))
-    readings["numerical_rank"] = int(np.count_nonzero(values > proven))
-    readings["rank_threshold"] = float(proven[-1])
-    law = noise.fit_noise(values, shape, threshold)
-    readings["noise_verdict"] = law if isinstance(law, str) else law.verdict
-    if isinstance(law, noise.Noise):
-        readings |= {"noise_edge": law.edge, "noise_rank": law.rank, "optimal_rank": law.optimal_rank}
-    if found.error is not None:
-        readings |= {"k": len(spectrum), "relative_error": found.error}
-    return {**facts, **readings, "status": "; ".join(doubts) or "ok"}
-
-
-def _spectral_readings(spectrum: Spectrum, matrix: Matrix, options: ScanOptions) -> tuple[dict[str, Value], list[str]]:
-    """The readings, from values scaled by a power of 2 where their squares would leave float64's range."""
-    largest = float(spectrum.values[0])
-    if largest == 0.0 or 1e-100 < largest < 1e100:
-        return spectral_readings(spectrum, matrix, options)
-    exponent = math.frexp(largest)[1]
-
-    def moved(value: float, power: int) -> float:
-        """value·2^power; infinite where that exceeds the range."""
-        try:
-            return math.ldexp(value, power)
-        except OverflowError:
-            return math.inf
-
-    # Below the range of normal numbers a value is a multiple of 2⁻¹⁰⁷⁴, however exact the method.
-    bounds = [moved(float(bound) + 2.0**-1074, -exponent) for bound in spectrum.bounds]
-    values = [moved(float(value), -exponent) for value in spectrum.values]
-    scaled = replace(
-        spectrum, values=torch.tensor(values, dtype=torch.float64), bounds=torch.tensor(bounds, dtype=torch.float64)
-    )
-    readings, doubts = spectral_readings(scaled, matrix, options)
-    for name, power in (("sigma_max", 1), ("sigma_min", 1), ("frobenius", 1), ("nuclear", 1), ("ridge", 2)):
-        value = readings[name]
-        readings[name] = moved(value, power * exponent) if isinstance(value, float) else value
-    return readings, doubts
-
-
-def real_format(dtype: str) -> str:
-    """The real format by whose rounding a matrix is judged; whole numbers are those of the float64 they became."""
-    return {"complex64": "float32", "complex128": "float64"}.get(
-        dtype, "float64" if "int" in dtype or dtype == "bool" else dtype
-    )
 
 
 def _leading(vectors: torch.Tensor | None) -> NDArray[Any] | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eigenscope.engine.progress import Listener, Progress, silent
 from eigenscope.errors import InputError
 from eigenscope.measures import rank
 from eigenscope.methods import choose
@@ -113,7 +114,7 @@ def in_memory(operator: LinearOperator, wanted: Wanted) -> Found:
     if isinstance(operator, Sparse) and wanted.device != "cpu":
         raise InputError(f"a sparse matrix on {wanted.device!r}", expected="the CPU", remedy="leave --device out")
     rows, cols = operator.shape
-    if isinstance(operator, Sparse) and min(rows, cols) <= MOST_COLUMNS and wanted.pca:
+    if isinstance(operator, Sparse) and min(rows, cols) <= MOST_COLUMNS and (wanted.pca or 8 * rows * cols > IN_MEMORY):
         adjoint = rows < cols
         tall = (operator.matrix.conj().T if adjoint else operator.matrix).tocsr()
         sliced = Rows(SlicedRows(tall.astype("complex128" if operator.dtype.is_complex else "float64")))
@@ -196,8 +197,8 @@ def cut(spectrum: Spectrum, k: int) -> Spectrum:
     )  # fmt: skip
 
 
-def streamed(matrix: MatrixFile, wanted: Wanted) -> Found:
-    """Decompose a matrix that is read in blocks of rows.
+def streamed(matrix: MatrixFile, wanted: Wanted, progress: Listener = silent) -> Found:
+    """Decompose a matrix that is read in blocks of rows; progress is told of each pass.
 
     Raises:
         InputError: another device than the CPU; one pass over a matrix that needs more.
@@ -206,9 +207,13 @@ def streamed(matrix: MatrixFile, wanted: Wanted) -> Found:
         raise InputError(f"a {matrix.format} file is not read by rows", where=matrix.source)
     if wanted.device != "cpu":
         raise InputError(f"a matrix that is read in blocks, on {wanted.device!r}", expected="the CPU")
-    rows = Rows(matrix.rows)
+    rows = Rows(
+        matrix.rows, watch=lambda done, total: progress(Progress(done, total, f"rows of pass {rows.passes + 1}"))
+    )
+    notes = ("a matrix that is read in blocks is computed in float64",) if wanted.dtype != "float64" else ()
     if _by_gram(matrix):
-        return _by_row_blocks(rows, wanted, matrix.adjoint)
+        found = _by_row_blocks(rows, wanted, matrix.adjoint)
+        return replace(found, notes=(*notes, *found.notes))
     if wanted.passes is not None:
         return _few_passes(rows, wanted, matrix)
     subject = rows.T if matrix.adjoint else rows
@@ -217,8 +222,8 @@ def streamed(matrix: MatrixFile, wanted: Wanted) -> Found:
     k = _count(None, wanted, min(matrix.shape))
     spectrum = _leading(centred(subject, mean) if mean is not None else subject, k, wanted, norm)
     spectrum = replace(spectrum, frobenius=norm(spectrum))
-    error, notes = _error(subject, spectrum, spectrum.frobenius or 0.0)
-    return Found(spectrum, None, error, None, mean, None, rows.passes, notes)
+    error, more = _error(subject, spectrum, spectrum.frobenius or 0.0)
+    return Found(spectrum, None, error, None, mean, rows.density, rows.passes, (*notes, *more))
 
 
 def _by_gram(matrix: MatrixFile) -> bool:
@@ -250,7 +255,7 @@ def _by_row_blocks(rows: Rows, wanted: Wanted, adjoint: bool) -> Found:
     if adjoint:
         spectrum, complete = _turned(spectrum), _turned(complete)
         mean = None if mean is None else mean.conj().resolve_conj()
-    return Found(spectrum, complete, error, None, mean, None, rows.passes, notes)
+    return Found(spectrum, complete, error, None, mean, rows.density, rows.passes, notes)
 
 
 def _turned(spectrum: Spectrum) -> Spectrum:
