@@ -65,6 +65,26 @@ def test_spikes_leave_their_share_out_of_the_density() -> None:
     assert laws.noise_note(each).startswith("5 of 100 values lie above the noise edge ")
 
 
+def test_the_law_ends_just_below_the_edge_whether_the_bulk_is_noise_or_not() -> None:
+    generator = np.random.default_rng(8)
+    heavy = np.linalg.svd(generator.standard_t(3.0, (384, 384)) * generator.gamma(1.0, 1.0, 384), compute_uv=False)
+    others = [
+        measured("w", 0, "q", heavy, (384, 384)),
+        noise_record(SQUARE, 1.0, spikes=60),
+        noise_record(TALL, 2.0, spikes=9),
+    ]
+    verdicts = set()
+    for each in [*others, *(r for r in PLANTED.records if r.readings["noise_edge"] is not None)]:
+        drawn = laws.bulk_density(each)
+        assert drawn is not None
+        edge, rank = float(str(each.readings["noise_edge"])), int(str(each.readings["noise_rank"]))
+        assert 0.9 * edge < drawn[0][-1] <= edge
+        share = 1.0 - rank / len(np.asarray(each.values))
+        assert float(np.trapezoid(drawn[1], drawn[0])) == pytest.approx(share, abs=5e-3)
+        verdicts.add(str(each.readings["noise_verdict"]).split(":")[0])
+    assert {"bulk is not noise", "noise bulk"} <= verdicts
+
+
 @pytest.mark.parametrize("record_of", [*PLANTED.records, *(run.records[0] for run in ODD_RUNS.values() if run.records)])
 def test_the_histogram_counts_every_value_once(record_of: Record) -> None:
     shown = laws.histogram(record_of)

@@ -72,21 +72,23 @@ def histogram(record: Record) -> Histogram | None:
 def bulk_density(record: Record) -> tuple[Array, Array] | None:
     """Density of the singular values of the noise that explains the bulk, as a share of all min(m, n) values.
 
-    The bulk is that of an (m−k)×(n−k) matrix of independent entries of the standard deviation ``noise_level``, k values
-    being above the edge. Marchenko & Pastur, Math. USSR Sb. 1, 1967: with β = (short−k)/(long−k) the eigenvalues
-    x = σ²/(level²·(long−k)) have the density √((x−a)(b−x))/(2πβx) on [a, b] = (1 ∓ √β)². In σ that is multiplied by
-    dx/dσ, and by (short−k)/short.
+    The noise is an (m−r)×(n−r) matrix of independent entries of the standard deviation ``noise_level``, and stands for the
+    values up to the edge. Marchenko & Pastur, Math. USSR Sb. 1, 1967: with β = (short−r)/(long−r) the eigenvalues
+    x = σ²/(level²·(long−r)) have the density √((x−a)(b−x))/(2πβx) on [a, b] = (1 ∓ √β)². In σ that is multiplied by
+    dx/dσ, and by the share of the values that it stands for.
 
     Returns:
         Two vectors, σ and the density per unit of σ; None where the record has no noise bulk.
     """
-    level, rank = number(record, "noise_level"), number(record, "noise_rank")
+    level, edge, rank = (number(record, name) for name in ("noise_level", "noise_edge", "noise_rank"))
     rows, cols = number(record, "rows"), number(record, "cols")
-    if level is None or rank is None or rows is None or cols is None or level <= 0.0:
+    if level is None or edge is None or rank is None or rows is None or cols is None or level <= 0.0:
         return None
-    short, long = min(rows, cols) - rank, max(rows, cols) - rank
-    if short <= 0:
+    least = min(rows, cols)
+    if rank >= least:
         return None
+    removed = _removed(edge / level, rank, (rows, cols))
+    short, long = least - removed, max(rows, cols) - removed
     beta = short / long
     low, high = (1.0 - math.sqrt(beta)) ** 2, (1.0 + math.sqrt(beta)) ** 2
     # In the angle both ends, where the density is steep, are finely divided. At x = 0 it is finite in σ, not in x.
@@ -94,7 +96,17 @@ def bulk_density(record: Record) -> tuple[Array, Array] | None:
     x = np.maximum(low + (high - low) * np.sin(angle / 2.0) ** 2, 1e-9)
     scale = level * math.sqrt(long)
     density = np.sqrt(np.maximum((x - low) * (high - x), 0.0)) / (2.0 * math.pi * beta * x)
-    return scale * np.sqrt(x), density * 2.0 * np.sqrt(x) / scale * (short / min(rows, cols))
+    return scale * np.sqrt(x), density * 2.0 * np.sqrt(x) / scale * ((least - rank) / least)
+
+
+def _removed(edge: float, rank: float, shape: tuple[float, float]) -> float:
+    """r, the directions that the noise matrix of unit level lacks: those above the edge, or none.
+
+    A bulk that is not noise is measured against noise of the full size, others against what the signal leaves. The record
+    tells by the edge, which lies just above the end √(m−r) + √(n−r) of the law.
+    """
+    ends = {r: math.sqrt(shape[0] - r) + math.sqrt(shape[1] - r) for r in (0.0, rank)}
+    return min(ends, key=lambda r: (ends[r] > edge, edge - ends[r]))
 
 
 def tail_line(record: Record) -> tuple[Array, Array] | None:
