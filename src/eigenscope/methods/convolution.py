@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ POWER_STEPS = 6
 
 
 def periodic_norm(kernel: Tensor, grid: int, generator: torch.Generator, groups: int = 1) -> float:
-    """Largest singular value of the convolution with circular padding and stride 1 on a grid × grid image.
+    """Largest singular value of the convolution with circular padding, stride 1 and no dilation on a grid × grid image.
 
     The map is block-diagonal in the Fourier basis: its singular values are those of the (out, in) transfer matrices
     T(ω) = Σ_p K[:, :, p] e^{−iω·p}, one per frequency ω (Sedghi, Gupta & Long, The singular values of convolutional
@@ -44,19 +46,30 @@ def periodic_norm(kernel: Tensor, grid: int, generator: torch.Generator, groups:
     scale = float(kernel.abs().max())
     if scale == 0.0:
         return 0.0
-    # Entries of at most 1: no square overflows or vanishes in single precision.
-    parts = (kernel / scale).reshape(groups, -1, *kernel.shape[1:])
-    if parts.shape[1] > parts.shape[2]:  # the adjoint has the same norm
-        parts = parts.transpose(1, 2).conj()
-    if kernel.shape[2:] == (1, 1):  # the same transfer matrix at every frequency
+    # Entries near 1: no square overflows or vanishes in single precision.
+    folded = _folded(_folded(kernel / scale, 2, grid), 3, grid)
+    parts = folded.reshape(groups, -1, *folded.shape[1:])
+    if parts.shape[1] > parts.shape[2]:  # transposed, each has the same norm
+        parts = parts.transpose(1, 2)
+    if parts.shape[3:] == (1, 1):  # the same transfer matrix at every frequency
         return scale * float(torch.linalg.matrix_norm(parts[..., 0, 0], 2).max())
     frequencies = _frequencies(grid, kernel.is_complex())
     if parts.shape[1] <= SMALL:
         return scale * _of_all(parts, frequencies)
     strongest = 0.0
-    for part in parts:
+    # The largest group first, so that few frequencies of the others have to be decomposed.
+    for part in parts[torch.linalg.vector_norm(parts.flatten(1), dim=1).argsort(descending=True)]:
         strongest = _of_strongest(part, frequencies, generator, strongest)
     return scale * strongest
+
+
+def _folded(kernel: Tensor, axis: int, grid: int) -> Tensor:
+    """The kernel with at most ``grid`` taps along an axis: those a multiple of the grid apart meet the same pixel."""
+    slices = torch.split(kernel, grid, dim=axis)
+    folded = slices[0].clone()
+    for piece in slices[1:]:
+        folded.narrow(axis, 0, piece.shape[axis]).add_(piece)
+    return folded
 
 
 def _frequencies(grid: int, every: bool) -> Tensor:
@@ -65,11 +78,11 @@ def _frequencies(grid: int, every: bool) -> Tensor:
     return index.to(torch.float64) * (2.0 * torch.pi / grid)
 
 
-def _transfer(parts: Tensor, frequencies: Tensor) -> Tensor:
+def _transfer(parts: Tensor, frequencies: Tensor, dtype: torch.dtype = torch.complex128) -> Tensor:
     """(f, …, out, in) transfer matrices of kernels (…, out, in, height, width)."""
     height, width = parts.shape[-2:]
-    taps = parts.reshape(-1, height * width).to(torch.complex128)
-    waves = _waves(frequencies, torch.arange(height), torch.arange(width))
+    taps = parts.reshape(-1, height * width).to(dtype)
+    waves = _waves(frequencies, torch.arange(height), torch.arange(width)).to(dtype)
     return (waves @ taps.T).reshape(-1, *parts.shape[:-2])
 
 
@@ -94,16 +107,7 @@ def _of_all(parts: Tensor, frequencies: Tensor) -> float:
 
 def _of_strongest(kernel: Tensor, frequencies: Tensor, generator: torch.Generator, strongest: float) -> float:
     """The larger of ``strongest`` and the largest ‖T(ω)‖₂ of one group (out ≤ in)."""
-    out, _, height, width = kernel.shape
-    narrow = kernel.to(torch.complex64 if kernel.is_complex() else torch.float32)
-    # T(ω)T(ω)ᴴ = Σ_d R_d e^{−iω·d}: the autocorrelation R costs far less than a product at every frequency.
-    correlation = torch.nn.functional.conv2d(narrow, narrow.conj(), padding=(height - 1, width - 1))
-    correlation = correlation.reshape(out * out, -1).to(torch.complex64)
-    down, across = torch.arange(1 - height, height), torch.arange(1 - width, width)
-
-    def gram(some: Tensor) -> Tensor:
-        return (_waves(some, down, across).to(torch.complex64) @ correlation.T).reshape(-1, out, out)
-
+    gram, out = _grams(kernel, len(frequencies)), kernel.shape[0]
     each = max(1, BYTES_AT_ONCE // (out * out * 8))
     start = torch.randn(out, 1, generator=generator).to(torch.complex64)
     guesses = torch.cat([_power(gram(some), start) for some in torch.split(frequencies, each)])
@@ -120,6 +124,24 @@ def _of_strongest(kernel: Tensor, frequencies: Tensor, generator: torch.Generato
                 norm = torch.linalg.eigvalsh(transfer @ transfer.mH)[-1].clamp(min=0).sqrt()
                 strongest, suspects = max(strongest, float(norm)), suspects[1:]
     return strongest
+
+
+def _grams(kernel: Tensor, count: int) -> Callable[[Tensor], Tensor]:
+    """Frequencies → (f, out, out) T(ω)T(ω)ᴴ in single precision, by the cheaper way for ``count`` of them."""
+    out, _, height, width = kernel.shape
+    if height * width * (2 * height - 1) * (2 * width - 1) > 4 * count:
+
+        def product(some: Tensor) -> Tensor:
+            transfer = _transfer(kernel, some, torch.complex64)
+            return transfer @ transfer.mH
+
+        return product
+    # T(ω)T(ω)ᴴ = Σ_d R_d e^{−iω·d}: the autocorrelation R of a small kernel costs less than a product at every frequency.
+    narrow = kernel.to(torch.complex64 if kernel.is_complex() else torch.float32)
+    correlation = torch.nn.functional.conv2d(narrow, narrow.conj(), padding=(height - 1, width - 1))
+    correlation = correlation.reshape(out * out, -1).to(torch.complex64)
+    down, across = torch.arange(1 - height, height), torch.arange(1 - width, width)
+    return lambda some: (_waves(some, down, across).to(torch.complex64) @ correlation.T).reshape(-1, out, out)
 
 
 def _power(gram: Tensor, start: Tensor) -> Tensor:
