@@ -54,7 +54,9 @@ def histogram(record: Record) -> Histogram | None:
         return None
     smallest, largest, edge = float(values[-1]), float(values[0]), number(record, "noise_edge") or 0.0
     top = max(1.5 * edge, 1.2 * float(np.quantile(values, 0.97)))
-    top = largest if top > 0.8 * largest else top
+    top = (
+        max(largest, 1.3 * edge) if top > 0.8 * largest else top
+    )  # the edge and its label are seen, also beyond all values
     low = 0.0 if smallest < 0.3 * top else smallest
     if top - low < 1e-6 * top:
         low, top = 0.9 * low, 1.1 * top

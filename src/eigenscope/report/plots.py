@@ -119,7 +119,8 @@ def spectrum_figure() -> Figure:
         "hovertemplate": "%{y:,d} values about σ = %{x:.4g}<extra></extra>",
     }  # fmt: skip
     density = {**_line(OTHER, 2, "solid", "noise: %{y:.3g} values about σ = %{x:.4g}"), "xaxis": "x2", "yaxis": "y2"}
-    mark = {**_line(MUTED, 1.5, "dash", "noise edge %{x:.4g}"), **_label("top left"), "xaxis": "x2", "yaxis": "y2"}
+    mark = {**_line(MUTED, 1.5, "dash", "noise edge %{x:.4g}"), **_label("top left"), "xaxis": "x2", "yaxis": "y2",
+            "cliponaxis": False}  # fmt: skip
     layout = plain_layout(height=380)
     layout["bargap"] = 0.06
     layout["xaxis"] = plain_axis("index i", type="log", domain=[0, 0.45], nticks=4)
