@@ -23,6 +23,15 @@ MARGIN = 1e-5
 """Relative: how far below the truth the docstring lets the norm be. On the square it is twice that."""
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait long for them where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -314,11 +323,12 @@ def test_power_iteration_on_a_grid_too_large_for_a_dense_matrix(out, into, heigh
 
 def test_same_seed_same_bits_and_nothing_else_is_touched():
     # So many frequencies within the margin that the start decides which of them is decomposed.
-    kernel = planted(48, 8, 0.0, noise=1e-6)
+    kernel = planted(48, 8, 0.0, noise=3e-7)
     before, state = kernel.clone(), torch.random.get_rng_state()
-    first, second, other = (periodic_norm(kernel, 8, rng(seed)) for seed in (0, 0, 1))
-    assert first == second != other
-    assert other == pytest.approx(first, rel=MARGIN)
+    first, second, *others = (periodic_norm(kernel, 8, rng(seed)) for seed in (0, 0, *range(1, 10)))
+    assert first == second
+    assert set(others) != {first}
+    assert others == pytest.approx([first] * 9, rel=MARGIN)
     assert torch.equal(kernel, before)
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -428,7 +438,7 @@ def test_scan_states_the_grid_that_was_asked_for():
 
 
 def test_scan_gives_the_same_bits_in_any_order():
-    tensors = {f"{channels}.weight": planted(channels, 8, 0.0, noise=1e-6) for channels in range(34, 40)}
+    tensors = {f"{channels}.weight": planted(channels, 8, 0.0, noise=3e-7) for channels in range(34, 40)}
     one, three = (conv_norms(tensors, conv_grid=8, workers=workers) for workers in (1, 3))
     other = conv_norms(tensors, conv_grid=8, seed=1)
     assert one == three != other
