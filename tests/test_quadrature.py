@@ -132,6 +132,38 @@ def test_pairs_set_aside_are_pairs(kind):
     assert torch.allclose(found.sort().values, values.sort().values[-8:], rtol=1e-9)
 
 
+def test_pairs_that_have_not_converged_stay_with_the_probes():
+    matrix = symmetric_with_spectrum(torch.linspace(-1.0, 1.0, 400, dtype=torch.float64), 1)
+    found, (vectors,), _ = lanczos.deflated((Dense(matrix, symmetric=True),), 20, seeded(0))
+    assert len(found) < 20
+    gaps = torch.linalg.vector_norm(matrix @ vectors - vectors * found, dim=0)
+    assert bool((gaps <= 1.1e-5 * found.abs()).all())
+    many, (vectors,), _ = lanczos.deflated((Dense(matrix, symmetric=True),), 60, seeded(0))
+    gaps = torch.linalg.vector_norm(matrix @ vectors - vectors * many, dim=0)
+    assert 2 <= len(many) < 60
+    assert bool((gaps <= 1.1e-5 * many.abs()).all())
+
+
+@pytest.mark.parametrize("kind", ["eigen", "singular"])
+def test_locked_vectors_leave_the_map_on_their_complement(kind):
+    matrix = symmetric_with_spectrum(torch.linspace(-1.0, 2.0, 40), 1) if kind == "eigen" else gaussian(50, 40, 1)
+    operator = Dense(matrix, symmetric=kind == "eigen")
+    sides = (operator,) if kind == "eigen" else (operator, operator.T)
+    right = orthonormal(40, 6, 2)  # no eigenvectors: nothing but the projection keeps the recurrence off them
+    left = right if kind == "eigen" else orthonormal(50, 6, 3)
+    start = gaussian(40, 2, 4)
+    start = start - right @ (right.mT @ start)
+    start = start / torch.linalg.vector_norm(start, dim=0)
+    found = lanczos.recurrence(sides, start, 10, (right, left)[: len(sides)])
+    compressed = matrix - left @ (left.mT @ matrix)
+    compressed = compressed - (compressed @ right) @ right.mT
+    compressed = Dense((compressed + compressed.mT) / 2, symmetric=True) if kind == "eigen" else Dense(compressed)
+    twin = lanczos.recurrence((compressed,) if kind == "eigen" else (compressed, compressed.T), start, 10)
+    for probe in range(2):
+        for one, other in zip(found.quadrature(probe), twin.quadrature(probe), strict=True):
+            assert torch.allclose(one, other, atol=1e-12)
+
+
 # Densities.
 
 
@@ -261,12 +293,26 @@ def test_more_steps_and_probes_come_closer():
 
 
 def test_one_probe_says_that_it_knows_nothing():
-    found = density(symmetric(torch.linspace(-1, 1, 80).double()), probes=1, generator=seeded(0))
-    share = found.below(0.1)
-    known = found.deflated / 80  # what was set aside is known
-    assert share.high - share.low >= 1.0 - known - 1e-12
+    values = torch.linspace(-1, 1, 80).double()
+    found = density(symmetric(values), probes=1, generator=seeded(0))
+    assert 2 <= found.deflated < 80
+    rest = 1.0 - found.deflated / 80  # what was set aside is known, on either side of the middle
+    share = found.below(0.0)
+    assert share.low > 0.0
+    assert share.high - share.low == pytest.approx(rest)
+    assert share.low <= 0.5 <= share.high
+    assert found.below(-2.0).low == 0.0
+    assert found.below(2.0).high == 1.0
     assert math.isinf(found.count(-0.5, 0.5).stderr)
     assert math.isinf(spectral_sum(symmetric(torch.linspace(-1, 1, 80).double()), torch.square, probes=1).stderr)
+
+
+def test_left_of_all_nodes_there_may_be_as_much_as_the_first_weights():
+    found = density(symmetric(torch.linspace(-1, 1, 80).double()), steps=6, deflate=0, generator=seeded(0))
+    firsts = [float(row[row > 0.0][0]) for row in found.weights]
+    share = found.below(-1.5)
+    assert share.value == share.low == 0.0
+    assert share.high == pytest.approx(sum(firsts) / 8)
 
 
 def test_negative_share_has_an_interval():
@@ -494,6 +540,24 @@ def test_tolerance_is_reached_or_missed_aloud():
     with pytest.warns(RuntimeWarning, match="raise max_products"):
         stopped = log_determinant(operator, steps=8, tol=1e-6, max_products=2000, generator=seeded(1))
     assert stopped.products <= 2000
+
+
+def test_what_is_to_blame_is_doubled():
+    values = 10.0 ** torch.linspace(0, -4, 150, dtype=torch.float64)
+    operator = symmetric(values, 2)
+    # Few steps, many probes: the rule is to blame, and what the short rules gave is dropped.
+    by_steps = log_determinant(operator, steps=4, probes=64, deflate=0, tol=0.02, generator=seeded(0))
+    assert by_steps.samples == 64
+    assert abs(by_steps.value / float(values.log().sum()) - 1.0) < 0.06
+    # A trace has no error of the rule: only probes are added, as many as there were.
+    costs = [
+        spectral_sum(operator, lambda x: x, probes=4, deflate=0, steps=8, tol=tol, generator=seeded(0))
+        for tol in (0.5, 0.03)
+    ]
+    assert costs[0].samples == 4
+    assert costs[1].samples in (8, 16, 32, 64, 128, 256)
+    assert costs[1].products == 8 * costs[1].samples
+    assert abs(costs[1].value - float(values.sum())) < 4.0 * costs[1].stderr
 
 
 def test_bad_sums_are_refused():
