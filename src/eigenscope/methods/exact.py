@@ -177,33 +177,56 @@ def _scaled(A: Tensor, exponent: int) -> Tensor:
     return A if exponent == 0 else A * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - (-exponent // 2))
 
 
-def singular_triplets(A: Tensor, k: int, *, method: str = "auto", tol: float | None = None) -> Spectrum:
-    """The k leading singular triplets of a dense matrix, float64 (complex128), residuals measured.
+def prefers_gram(A: Tensor, k: int) -> bool:
+    """Whether ``singular_triplets`` tries the Gram route: real, on the CPU, and tall, wide or asked for few."""
+    aspect = max(A.shape) / min(A.shape)
+    return not A.is_complex() and A.device.type == "cpu" and (aspect >= 2.5 or 3 * k <= min(A.shape))
+
+
+def gram_seconds(shape: tuple[int, int], k: int) -> float:
+    """Rough time of k triplets by the Gram route on one CPU core: for comparison with other routes, not for clocks."""
+    long, small = max(shape), min(shape)
+    return (long * small**2 + 4.0 * small**3 + 4.0 * long * small * k) / 45e9
+
+
+def lapack_seconds(shape: tuple[int, int]) -> float:
+    """The same of the LAPACK route, whatever k is."""
+    long, small = max(shape), min(shape)
+    return (4.0 * long * small**2 + 22.0 * small**3) / 40e9
+
+
+def singular_triplets(
+    A: Tensor, k: int, *, method: str = "auto", tol: float | None = None, which: str = "largest"
+) -> Spectrum:
+    """The k leading (or last) singular triplets of a dense matrix, float64 (complex128), residuals measured.
 
     Args:
         A: (m, n), any floating dtype. Never changed.
         k: 1 ≤ k ≤ min(m, n).
         method: "auto", "gram" (eigenvectors of the small Gram matrix, then U = AV/σ) or "lapack" (``gesdd``).
         tol: largest residual accepted as converged, relative to σ₁; default 1e-6.
+        which: "largest" or "smallest", the latter by LAPACK alone.
+
+    Raises:
+        InputError: an unknown method, or gram for a complex matrix or the smallest values.
     """
     if method not in ("auto", "gram", "lapack"):
         raise InputError(f"unknown method {method!r}", expected="auto, gram or lapack")
-    if method == "gram" and A.is_complex():
-        raise InputError("the gram method is for real matrices", remedy="use method='lapack'")
+    if method == "gram" and (A.is_complex() or A.device.type != "cpu"):
+        raise InputError("the gram method is for real matrices on the CPU", remedy="use method='lapack'")
+    if method == "gram" and which == "smallest":
+        raise InputError("the gram method squares the smallest values away", remedy="use method='lapack'")
     tolerance = DEFAULT_TOLERANCE if tol is None else tol
-    rows, cols = A.shape
-    aspect = max(rows, cols) / min(rows, cols)
-    real_cpu = not A.is_complex() and A.device.type == "cpu"
-    if method == "gram" or (method == "auto" and real_cpu and (aspect >= 2.5 or 3 * k <= min(rows, cols))):
-        why = f"aspect ratio {aspect:.1f}" if aspect >= 2.5 else f"{k} of {min(rows, cols)} values"
+    if method == "gram" or (method == "auto" and which == "largest" and prefers_gram(A, k)):
+        why = f"{k} of {min(A.shape)} values of a {A.shape[0]}×{A.shape[1]} matrix"
         result, orthogonality = _triplets_by_gram(A, k, tolerance, f"{why}: eigenvectors of the small Gram matrix")
         good = orthogonality < 1e-9 and float(result.residuals.max()) <= 1e-9 * float(result.values[0])  # type: ignore[union-attr]
         if method == "gram" or good:
             return result
         reason = "the Gram route lost orthogonality in the small values"
     else:
-        reason = "asked for" if method == "lapack" else "dense matrix, all or many values"
-    return _triplets_by_lapack(A, k, tolerance, reason)
+        reason = "asked for" if method == "lapack" else "dense matrix, all or many values, or the smallest"
+    return _triplets_by_lapack(A, k, tolerance, reason, which)
 
 
 def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spectrum, float]:
@@ -221,24 +244,27 @@ def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spect
     orthogonality = float((long.T @ long - torch.eye(k, dtype=torch.float64)).abs().max())
     order = sigma.argsort(descending=True)
     left, right = (small[:, order], long[:, order]) if wide else (long[:, order], small[:, order])
-    return _with_residuals(A, left, sigma[order], right, tol, "gram", reason, exponent), orthogonality
+    sigma, norm = sigma[order], float(sigma.max())
+    return _with_residuals(A, left, sigma, right, tol, "gram", reason, exponent, norm), orthogonality
 
 
-def _triplets_by_lapack(A: Tensor, k: int, tol: float, reason: str) -> Spectrum:
+def _triplets_by_lapack(A: Tensor, k: int, tol: float, reason: str, which: str) -> Spectrum:
     exponent = _exponent(A)
     A = _scaled(A, exponent).to(torch.complex128 if A.is_complex() else torch.float64)
     left, sigma, right = torch.linalg.svd(A, full_matrices=False)
-    return _with_residuals(A, left[:, :k], sigma[:k], right[:k].mH, tol, "lapack", reason, exponent)
+    part = slice(k) if which == "largest" else slice(len(sigma) - k, None)
+    norm = float(sigma[0])
+    return _with_residuals(A, left[:, part], sigma[part], right[part].mH, tol, "lapack", reason, exponent, norm)
 
 
 def _with_residuals(
-    A: Tensor, left: Tensor, sigma: Tensor, right: Tensor, tol: float, method: str, reason: str, exponent: int
-) -> Spectrum:
+    A: Tensor, left: Tensor, sigma: Tensor, right: Tensor, tol: float, method: str, reason: str, exponent: int,
+    largest: float,
+) -> Spectrum:  # fmt: skip
     rows, cols = A.shape
     forward = torch.linalg.vector_norm(A @ right - left * sigma, dim=0)
     backward = torch.linalg.vector_norm(A.mH @ left - right * sigma, dim=0)
     residuals = torch.maximum(forward, backward)
-    largest = float(sigma[0])
     scale = 2.0**exponent
     return Spectrum(
         values=sigma * scale, left=left.contiguous(), right=right.contiguous(), residuals=residuals * scale,

@@ -182,7 +182,8 @@ class Search:
         whole = self.task.relative and self.task.capacity == self.state.length
         if whole and ritz.left is not None and not bool(ritz.left[:, chosen].any(dim=0).all()):
             return False  # a left null vector shows only when the basis spans the whole space
-        goal = torch.full_like(ritz.values[chosen], 0.9 * self.task.tol * self._norm)
+        # The residual will be measured with the rounding that the recurrence does not see.
+        goal = torch.full_like(ritz.values[chosen], (0.9 * self.task.tol - 4.0 * self.state.eps) * self._norm)
         if self.task.relative:
             goal = torch.minimum(goal, 0.1 * ritz.values[chosen])
         goal = goal.clamp(min=max(4.0 * self.state.eps * self._norm, 1e-300))
@@ -213,7 +214,7 @@ class Search:
         found = values[chosen]
         spread = values.square() if self._square else values
         width = float(spread.max() - spread.min())
-        near = max(close, min(task.tol, NEAR) * self._norm)
+        near = max(min(task.tol, NEAR), 100.0 * self.state.eps) * self._norm
         gaps = [math.inf] if task.start is None and not task.relative else [0.0]
         for (score, _), scores in zip(task.ends, task.scores(values), strict=True):
             edge = float(scores[-1])

@@ -76,24 +76,36 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
     n = matrix.shape[0]
     if n == 0:
         return np.empty(0), None
-    count = largest or n
+    saved = matrix.copy() if 0 < largest < n else matrix
+    values, vectors, info = _syevr(matrix, largest or n, vectors=largest > 0)
+    if info == 0 and len(values) < largest:
+        # Bisection by index may lose members of a cluster of equal values; all of them are always found.
+        values, vectors, info = _syevr(saved, n, vectors=True)
+    if info != 0 or len(values) < (largest or n):
+        raise ArithmeticError(
+            f"dsyevr returned info={info} and {len(values)} of {largest or n} eigenvalues of a {n}×{n} matrix"
+        )
+    if vectors is None:
+        return values, None
+    return values[-largest:], vectors[:, -largest:]
+
+
+def _syevr(matrix: Array, count: int, *, vectors: bool) -> tuple[Array, Array | None, int]:
+    n = matrix.shape[0]
     values, found = np.empty(n), ctypes.c_int()
-    vectors = np.empty((count, n)) if largest else np.empty((1, 1))
+    rows = np.empty((count, n)) if vectors else np.empty((1, 1))
     support, info = np.empty(2 * n, np.int32), ctypes.c_int()
 
     def call(work: Array, length: int, integers: NDArray[np.int32], integer_length: int) -> None:
         _dsyevr(
-            b"V" if largest else b"N", b"I" if largest else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
+            b"V" if vectors else b"N", b"I" if count < n else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
             _real(0.0), _real(0.0), _int(n - count + 1), _int(n), _real(0.0), ctypes.byref(found),
-            values.ctypes.data, vectors.ctypes.data, _int(n), support.ctypes.data, work.ctypes.data,
+            values.ctypes.data, rows.ctypes.data, _int(n), support.ctypes.data, work.ctypes.data,
             _int(length), integers.ctypes.data, _int(integer_length), ctypes.byref(info),
         )  # fmt: skip
 
     size, integer_size = np.empty(1), np.empty(1, np.int32)
     call(size, -1, integer_size, -1)
     call(np.empty(int(size[0])), int(size[0]), np.empty(integer_size[0], np.int32), int(integer_size[0]))
-    if info.value != 0 or found.value != count:
-        raise ArithmeticError(
-            f"dsyevr returned info={info.value} and {found.value} of {count} eigenvalues of a {n}×{n} matrix"
-        )
-    return values[:count], vectors.T if largest else None
+    kept = max(found.value, 0)
+    return values[:kept], rows[:kept].T if vectors else None, info.value
