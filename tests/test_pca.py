@@ -9,6 +9,7 @@ import torch
 
 from cases import gaussian
 from eigenscope.errors import InputError
+from eigenscope.operators import streamed
 from eigenscope.tasks.decompose import decompose
 
 datasets = pytest.importorskip("sklearn.datasets")
@@ -40,7 +41,13 @@ def test_components_are_scikit_learns(pair):
     assert c.total_variance == pytest.approx(X.var(axis=0, ddof=1).sum(), rel=1e-10)
 
 
-def test_sparse_and_streamed_components_are_the_dense_ones(pair, tmp_path):
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Several blocks even of small matrices."""
+    monkeypatch.setattr(streamed, "BLOCK_BYTES", 8 * 64 * 10)
+
+
+def test_sparse_and_streamed_components_are_the_dense_ones(pair, tmp_path, short_blocks):
     X, oracle = pair
     np.save(tmp_path / "a.npy", X)
     np.save(tmp_path / "f.npy", np.asfortranarray(X))
@@ -48,6 +55,7 @@ def test_sparse_and_streamed_components_are_the_dense_ones(pair, tmp_path):
         "sparse": decompose(scipy.sparse.csr_array(X), pca=True, k=4),
         "by rows": decompose(tmp_path / "a.npy", pca=True, k=4, passes=2),
         "one pass": decompose(tmp_path / "a.npy", pca=True, k=4, passes=1),
+        "columns together": decompose(tmp_path / "f.npy", pca=True, k=4, passes=2),
     }
     for name, found in ways.items():
         c = found.components
@@ -79,7 +87,7 @@ def test_digits_need_21_29_and_41_components_of_rank_61():
 
 @pytest.mark.parametrize("shift", [0.0, 1e6])
 @pytest.mark.parametrize("way", ["dense", "sparse", "rows"])
-def test_a_far_mean_costs_no_component(way, shift, tmp_path):
+def test_a_far_mean_costs_no_component(way, shift, tmp_path, short_blocks):
     """The Gram matrix less mμμᵀ would lose 12 digits here."""
     truth = np.array([5.0, 3.0, 2.0, 1.0])
     scores = torch.linalg.qr(gaussian(500, 4, 4) - gaussian(500, 4, 4).mean(dim=0))[0]

@@ -468,6 +468,18 @@ def test_progress_counts_the_rows_of_each_pass(run):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("shape", [(60, 9), (9, 60)])
+def test_a_mapped_array_is_read_by_rows(tmp_path, shape, monkeypatch):
+    monkeypatch.setattr(routes, "IN_MEMORY", 0)
+    matrix = gaussian(*shape, 15).numpy()
+    np.save(tmp_path / "a.npy", matrix)
+    found = decompose(np.load(tmp_path / "a.npy", mmap_mode="r"), k=4)
+    assert found.spectrum.method == "gram by row blocks"
+    assert found.matrix is None
+    assert np.allclose(found.values, np.linalg.svd(matrix, compute_uv=False), rtol=1e-10)
+    assert found.spectrum.left.shape == (shape[0], 4)
+
+
 def test_python_entry_leaves_its_input_alone():
     given = torch.from_numpy(MATRIX.copy())
     decompose(given, pca=True, k=2)
@@ -491,3 +503,58 @@ def test_the_executable_itself(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "low-rank error" in done.stdout
+
+
+@pytest.fixture
+def without_gram(monkeypatch):
+    """The way of matrices with more columns than a Gram matrix is formed of, tried on small ones."""
+    monkeypatch.setattr(routes, "MOST_COLUMNS", 5)
+    monkeypatch.setattr(routes, "MOST_VALUES", 5)
+    monkeypatch.setattr(streamed, "BLOCK_BYTES", 8 * 60 * 7)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_sketches_in_one_and_two_passes(run, without_gram, shape, passes):
+    values = torch.cat([torch.tensor([9.0, 7.0, 5.0], dtype=torch.float64), 0.01 / torch.arange(1.0, 30.0).double()])
+    matrix = with_spectrum(*shape, values, 13)
+    np.save("a.npy", matrix.numpy())
+    found = decompose("a.npy", k=3, passes=passes)
+    S, U, V = found.spectrum.values, found.spectrum.left, found.spectrum.right
+    truth = float(torch.linalg.vector_norm(matrix - (U * S) @ V.mH) / torch.linalg.vector_norm(matrix))
+    assert found.provenance["passes"] == passes
+    assert torch.all((S - values[:3]).abs() <= found.spectrum.bounds)
+    if passes == 2:
+        assert found.error == pytest.approx(truth, rel=1e-6)
+        again = torch.linalg.vector_norm(matrix.mH @ U - V * S, dim=0).maximum(
+            torch.linalg.vector_norm(matrix @ V - U * S, dim=0)
+        )
+        assert torch.all(again <= found.spectrum.residuals * 1.001 + 1e-12)
+    else:
+        assert 0.25 * truth <= found.error <= 4 * truth
+        assert "estimated" in found.notes[-1]
+        assert found.spectrum.residuals is None
+    plan = answer(run, "a.npy", "-k", 3, "--passes", passes, "--plan")
+    assert plan["passes"] == str(passes)
+    assert run("a.npy", "--pca", "--passes", 2)[0] == 2
+    assert run("a.npy", "--energy", 0.5, "--passes", 1)[0] == 2
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (60, 90)])
+@pytest.mark.parametrize("pca", [False, True])
+def test_as_many_passes_as_it_takes(run, without_gram, shape, pca, monkeypatch):
+    monkeypatch.setattr(routes, "IN_MEMORY", 0)
+    matrix = with_spectrum(*shape, SPECTRA["decaying"](40), 14).numpy() + 1.0
+    np.save("a.npy", matrix)
+    inner = matrix - matrix.mean(axis=0) if pca else matrix
+    truth = np.linalg.svd(inner, compute_uv=False)
+    found = decompose("a.npy", k=4, pca=pca)
+    assert np.allclose(found.spectrum.values, truth[:4], rtol=1e-6)
+    assert found.error == pytest.approx(np.linalg.norm(truth[4:]) / np.linalg.norm(truth), rel=1e-3)
+    assert found.provenance["passes"] >= 1
+    if pca:
+        assert np.allclose(found.components.explained_variance_ratio, truth[:4] ** 2 / np.sum(truth**2), rtol=1e-6)
+    enough = decompose("a.npy", error=1e-3, pca=pca)
+    least = next(k for k in range(40) if np.linalg.norm(truth[k:]) <= 1e-3 * np.linalg.norm(truth))
+    assert least <= len(enough.spectrum) <= least + 1
+    assert enough.error <= 1e-3

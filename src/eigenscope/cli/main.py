@@ -134,7 +134,9 @@ def svd(
         str,
         typer.Argument(metavar="MATRIX", help="npy, npz, mtx, csv, tsv, parquet, safetensors, png, jpeg; FILE:NAME."),
     ],
-    k: Annotated[int | None, typer.Option("-k", metavar="N", help="Leading triplets; default: all values.")] = None,
+    k: Annotated[
+        int | None, typer.Option("-k", metavar="N", help="Leading triplets; default: all values up to 4096, else 20.")
+    ] = None,
     energy: Annotated[float | None, typer.Option(metavar="SHARE", help="As many as keep it of ‖A‖F².")] = None,
     error: Annotated[float | None, typer.Option(metavar="E", help="As many as bring the relative error to E.")] = None,
     tol: Annotated[float | None, typer.Option(metavar="T", help="Largest residual, relative to ‖A‖; 1e-6.")] = None,

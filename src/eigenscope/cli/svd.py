@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from eigenscope.cli.files import check_page
 from eigenscope.columns import BY_NAME, Column
 from eigenscope.engine.export import plain
-from eigenscope.errors import InputError
+from eigenscope.errors import ConvergenceWarning, InputError
 from eigenscope.models.matrix_file import MatrixFile, open_matrix
 from eigenscope.operators.arrays import as_operator
 from eigenscope.report import text
@@ -86,7 +87,9 @@ def run_svd(source: str, options: DecomposeOptions, wanted: SvdWanted) -> None:
     if solving and plan.streamed:
         raise InputError("--solve of a matrix that is read in blocks", where=source, expected="one that fits in memory")
     b = open_matrix(wanted.right_hand_side, vector=True) if wanted.right_hand_side is not None else None
-    with text.ProgressBar(quiet=wanted.quiet) as bar:
+    with text.ProgressBar(quiet=wanted.quiet) as bar, warnings.catch_warnings():
+        # The text and the JSON both say how many values did not converge.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         result = run_plan(plan, lambda event: bar.update(event.done, event.total, event.label))
     solution = None if b is None else _solved(result, b, plan.matrix.dtype, wanted, options.seed)
     if wanted.save is not None:

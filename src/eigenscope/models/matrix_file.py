@@ -23,6 +23,7 @@ from eigenscope.models.checkpoint import Checkpoint, printable
 from eigenscope.models.matrix_arrays import NpyHeader, check_entries, member_headers, read_member, read_sparse, read_top
 from eigenscope.models.matrix_tables import open_image, open_market, open_parquet, open_text
 from eigenscope.models.safetensors_file import SafetensorsCheckpoint
+from eigenscope.operators.streamed import RowSource
 
 IMAGES = (".png", ".jpg", ".jpeg")
 ENDINGS = (".npy", ".npz", ".mtx", ".mtx.gz", ".csv", ".tsv", ".parquet", ".safetensors", *IMAGES)
@@ -52,7 +53,7 @@ class MatrixFile:
     dtype: str
     size: int
     load: Callable[[], Any]
-    rows: FileRows | TensorRows | None = None
+    rows: RowSource | None = None
     adjoint: bool = False
     notes: tuple[str, ...] = ()
 

@@ -19,6 +19,7 @@ from eigenscope.errors import InputError
 from eigenscope.files import check_writable, replacing
 from eigenscope.models.matrix_file import MatrixFile, open_matrix
 from eigenscope.operators.arrays import Dense, Sparse, as_operator
+from eigenscope.operators.streamed import SlicedRows
 from eigenscope.results import Record, Spectrum, Value
 from eigenscope.tasks import routes
 from eigenscope.tasks.matrix_readings import matrix_readings
@@ -152,7 +153,7 @@ class Decomposition:
         small = geometry.LARGEST
         if isinstance(self.matrix, Dense) and max(self.matrix.shape) <= small and not self.matrix.dtype.is_complex:
             return geometry.sphere_figure(self.matrix.matrix.cpu().numpy(), self.source)
-        edge = self.readings.get("noise_edge")
+        edge = self.readings.get("noise_edge") if self.components is None else self.components.noise_edge
         values = self.spectrum.values.cpu().numpy() if self.values is None else self.values
         return geometry.values_figure(
             values, self.source, frobenius=self.spectrum.frobenius, edge=edge if isinstance(edge, float) else None,
@@ -206,7 +207,8 @@ def decompose(
     """Singular values and readings of a matrix: rank, condition, how well few values stand for all.
 
     Args:
-        source: a matrix file (``FILE:NAME`` for one of several in it), or a tensor, an ndarray, a SciPy sparse matrix.
+        source: a matrix file (``FILE:NAME`` for one of several in it), or a tensor, an ndarray, mapped or
+            not, a SciPy sparse matrix.
         k: leading triplets. By default all values, or the leading 20 where there are more than 4096.
         energy: as many triplets as keep this share of ‖A‖_F².
         error: as many as bring the relative Frobenius error of the approximation to this.
@@ -236,14 +238,23 @@ def make_plan(source: Any, options: DecomposeOptions) -> DecomposePlan:
     Raises:
         InputError, SourceError: as for :func:`decompose`.
     """
-    if isinstance(source, str | Path):
-        plan = DecomposePlan(open_matrix(source), options)
-    else:
-        operator = as_operator(source)
-        dtype = str(getattr(source, "dtype", operator.dtype)).removeprefix("torch.")
-        plan = DecomposePlan(MatrixFile("matrix", "array", operator.shape, dtype, 0, lambda: source), options)
+    plan = DecomposePlan(open_matrix(source) if isinstance(source, str | Path) else _array(source), options)
     _check(plan, plan.matrix.shape)
     return plan
+
+
+def _array(source: Any) -> MatrixFile:
+    """An array in this process as the file it might be; a mapped one is read by rows where it is large."""
+    if isinstance(source, np.memmap) and source.ndim == 2 and source.dtype.str[1:] in ("f4", "f8", "c8", "c16"):
+        rows, cols = source.shape
+        adjoint = rows < cols and source.dtype.kind == "f"
+        lying = SlicedRows(source.T if adjoint else source) if source.dtype.isnative else None
+        return MatrixFile(
+            "matrix", "mapped array", (rows, cols), source.dtype.name, source.nbytes, lambda: source, lying, adjoint
+        )
+    operator = as_operator(source)
+    dtype = str(getattr(source, "dtype", operator.dtype)).removeprefix("torch.")
+    return MatrixFile("matrix", "array", operator.shape, dtype, 0, lambda: source)
 
 
 def _check(plan: DecomposePlan, shape: tuple[int, int] | None) -> None:
@@ -260,7 +271,7 @@ def _check(plan: DecomposePlan, shape: tuple[int, int] | None) -> None:
         raise InputError(
             f"--passes of a {plan.matrix.format} matrix",
             where=where,
-            expected="npy or safetensors, which are read by rows",
+            expected="npy or safetensors, or a mapped array, which are read by rows",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +15,9 @@ from eigenscope.engine.progress import Listener, Progress, silent
 from eigenscope.errors import InputError
 from eigenscope.measures import rank
 from eigenscope.methods import choose
+from eigenscope.methods.adaptive import adaptive_svd
 from eigenscope.methods.row_blocks import MOST_COLUMNS, Centre, complete_triplets, reduce_rows
+from eigenscope.methods.streaming import single_pass_svd, two_pass_svd
 from eigenscope.models.matrix_file import MatrixFile
 from eigenscope.operators.arrays import Dense, Sparse
 from eigenscope.operators.base import LinearOperator
@@ -82,6 +84,17 @@ def costs(matrix: MatrixFile, wanted: Wanted, by_rows: bool) -> dict[str, str]:
             "read": "whole, into memory",
             "arithmetic": f"{(all_values + 4 * rows * cols * k * bool(wanted.k or wanted.vectors)) / 1e9:,.1f} Gflop",
             "memory": f"about {(3 * 8 * rows * cols + 8 * short**2) / 1e6:,.0f} MB, the matrix in float64 included",
+        }
+    if not _by_gram(matrix) and wanted.passes is not None:
+        return {
+            "read": "in blocks of rows: random sketches, "
+            + (
+                "no residuals, which would take a second pass"
+                if wanted.passes == 1
+                else "the second pass measures residuals"
+            ),
+            "passes": str(wanted.passes),
+            "memory": f"about {(4 * BLOCK_BYTES + 8 * (13 if wanted.passes == 1 else 4) * k * (rows + cols)) / 1e6:,.0f} MB",
         }
     if not _by_gram(matrix):
         return {
@@ -156,21 +169,18 @@ def _all_values(subject: LinearOperator, wanted: Wanted) -> Spectrum:
 
 
 def _leading(
-    subject: LinearOperator, k: int | None, wanted: Wanted, frobenius: Callable[[Spectrum], float]
+    subject: LinearOperator, k: int | None, wanted: Wanted, norm: Callable[[Spectrum | None], float | None]
 ) -> Spectrum:
-    """The k leading triplets; without k as many as keep the share, found by doubling."""
+    """The k leading triplets; without k as many as keep the share."""
     generator = torch.Generator().manual_seed(wanted.seed)
     if k is not None:
         return _on_cpu(choose.svd(subject, k, tol=wanted.tol, generator=generator))
-    short, count = min(subject.shape), 32
-    while True:
-        spectrum = _on_cpu(choose.svd(subject, min(count, short), tol=wanted.tol, generator=generator))
-        total = frobenius(spectrum)
-        kept = spectrum.values.square().cumsum(0)
-        enough = int((kept < (wanted.share or 1.0) * total**2 * (1.0 - 1e-12)).sum()) + 1
-        if enough <= len(spectrum) or len(spectrum) == short:
-            return cut(replace(spectrum, frobenius=total), min(enough, len(spectrum)))
-        count *= 2
+    share = wanted.share or 1.0
+    if share == 1.0:
+        return _on_cpu(choose.svd(subject, min(subject.shape), tol=wanted.tol, generator=generator))
+    error = math.sqrt(1.0 - share)
+    result = adaptive_svd(subject, error=error, frobenius=norm(None), tol=wanted.tol, generator=generator)
+    return replace(_on_cpu(result.spectrum), reason=f"{result.spectrum.reason}; rank by the error asked for")
 
 
 def _count(complete: Spectrum | None, wanted: Wanted, short: int) -> int | None:
@@ -215,7 +225,8 @@ def streamed(matrix: MatrixFile, wanted: Wanted, progress: Listener = silent) ->
         found = _by_row_blocks(rows, wanted, matrix.adjoint)
         return replace(found, notes=(*notes, *found.notes))
     if wanted.passes is not None:
-        return _few_passes(rows, wanted, matrix)
+        found = _few_passes(rows, wanted, matrix)
+        return replace(found, notes=(*notes, *found.notes))
     subject = rows.T if matrix.adjoint else rows
     mean = column_means(subject) if wanted.pca else None
     norm = partial(_frobenius, rows, mean)
@@ -264,12 +275,35 @@ def _turned(spectrum: Spectrum) -> Spectrum:
 
 
 def _few_passes(rows: Rows, wanted: Wanted, matrix: MatrixFile) -> Found:
-    short = min(rows.shape)
-    raise InputError(
-        f"{wanted.passes} passes over a matrix whose small side is {short}", where=matrix.source,
-        expected=f"at most {MOST_COLUMNS}",
-        remedy="leave --passes out: a block Krylov method takes more of them",
-    )  # fmt: skip
+    """One or two passes over rows too long for the Gram matrix of their columns: random sketches of k columns.
+
+    Raises:
+        InputError: principal components, whose mean would take another pass; a share to be kept, which takes more.
+    """
+    if wanted.pca or wanted.share is not None:
+        raise InputError(
+            f"{wanted.passes} passes for {'principal components' if wanted.pca else 'an error that is asked for'}",
+            where=matrix.source, expected=f"at most {MOST_COLUMNS} rows or columns, or -k", remedy="leave --passes out",
+        )  # fmt: skip
+    cols, k = rows.shape[1], wanted.k or LEADING
+    generator = torch.Generator().manual_seed(wanted.seed)
+
+    def read() -> Iterator[Tensor]:
+        return (block for _, block in rows.blocks())
+
+    notes: tuple[str, ...] = ()
+    if wanted.passes == 1:
+        result = single_pass_svd(read(), cols, k, tol=wanted.tol, generator=generator)
+        most = result.bound / (result.spectrum.frobenius or 1.0)
+        notes = (
+            f"one pass: no residuals; the error is estimated, and at most {most:.2g} but for a chance of {result.failure:.0e}",
+        )
+    else:
+        result = two_pass_svd(read, cols, k, tol=wanted.tol, generator=generator)
+    spectrum = result.spectrum
+    error = result.error / spectrum.frobenius if spectrum.frobenius else 0.0
+    spectrum = _turned(spectrum) if matrix.adjoint else spectrum
+    return Found(spectrum, None, error, None, None, rows.density, rows.passes, notes)
 
 
 def _error(subject: LinearOperator, spectrum: Spectrum, total: float) -> tuple[float | None, tuple[str, ...]]:
@@ -301,9 +335,12 @@ def _rows_of(subject: LinearOperator, start: int, stop: int) -> Tensor:
     raise InputError(f"rows of a {type(subject).__name__}", expected="a dense or sparse matrix")
 
 
-def _frobenius(base: LinearOperator, mean: Tensor | None, spectrum: Spectrum) -> float:
-    """‖A − 1μᵀ‖_F of a matrix and the mean that was taken away: ‖A‖_F² − m‖μ‖²; as decomposed, where that is known."""
-    if spectrum.frobenius is not None:
+def _frobenius(base: LinearOperator, mean: Tensor | None, spectrum: Spectrum | None) -> float | None:
+    """‖A − 1μᵀ‖_F of a matrix and the mean that was taken away: ‖A‖_F² − m‖μ‖²; as decomposed, where that is known.
+
+    None of a dense matrix that has not been decomposed: its methods find it themselves.
+    """
+    if spectrum is not None and spectrum.frobenius is not None:
         return spectrum.frobenius
     if isinstance(base, Sparse):
         entries = base.matrix.copy()
@@ -313,7 +350,7 @@ def _frobenius(base: LinearOperator, mean: Tensor | None, spectrum: Spectrum) ->
         wide = torch.complex128 if base.dtype.is_complex else torch.float64
         norm = math.hypot(*(float(torch.linalg.vector_norm(block.to(wide))) for _, block in base.blocks()))
     else:
-        raise InputError(f"the norm of a {type(base).__name__}", expected="a sparse matrix or one read by rows")
+        return None
     removed = (
         0.0
         if mean is None
