@@ -14,8 +14,9 @@ from torch import Tensor
 from eigenscope.engine.progress import Listener, Progress, silent
 from eigenscope.errors import InputError
 from eigenscope.measures import rank
-from eigenscope.methods import choose
+from eigenscope.methods import choose, krylov
 from eigenscope.methods.adaptive import adaptive_svd
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.methods.row_blocks import MOST_COLUMNS, Centre, complete_triplets, reduce_rows
 from eigenscope.methods.streaming import single_pass_svd, two_pass_svd
 from eigenscope.models.matrix_file import MatrixFile
@@ -29,6 +30,8 @@ IN_MEMORY = 2**31
 MOST_VALUES = 4096
 """Size of the small side up to which all singular values are computed."""
 LEADING = 20
+BLOCK = 32
+"""Columns that one pass over a file multiplies at least."""
 COSTLY = 2e11
 """Operations beyond which the error of an approximation of a sparse matrix is taken from the norms, not measured."""
 
@@ -169,10 +172,18 @@ def _all_values(subject: LinearOperator, wanted: Wanted) -> Spectrum:
 
 
 def _leading(
-    subject: LinearOperator, k: int | None, wanted: Wanted, norm: Callable[[Spectrum | None], float | None]
+    subject: LinearOperator,
+    k: int | None,
+    wanted: Wanted,
+    norm: Callable[[Spectrum | None], float | None],
+    by_rows: bool = False,
 ) -> Spectrum:
     """The k leading triplets; without k as many as keep the share."""
     generator = torch.Generator().manual_seed(wanted.seed)
+    if k is not None and by_rows:
+        # A pass costs the same whatever the number of columns that it multiplies.
+        block, tol = min(max(BLOCK, k), *subject.shape), DEFAULT_TOLERANCE if wanted.tol is None else wanted.tol
+        return krylov.singular_triplets(subject, k, block=block, tol=tol, generator=generator)
     if k is not None:
         return _on_cpu(choose.svd(subject, k, tol=wanted.tol, generator=generator))
     share = wanted.share or 1.0
@@ -231,7 +242,7 @@ def streamed(matrix: MatrixFile, wanted: Wanted, progress: Listener = silent) ->
     mean = column_means(subject) if wanted.pca else None
     norm = partial(_frobenius, rows, mean)
     k = _count(None, wanted, min(matrix.shape))
-    spectrum = _leading(centred(subject, mean) if mean is not None else subject, k, wanted, norm)
+    spectrum = _leading(centred(subject, mean) if mean is not None else subject, k, wanted, norm, by_rows=True)
     spectrum = replace(spectrum, frobenius=norm(spectrum))
     error, more = _error(subject, spectrum, spectrum.frobenius or 0.0)
     return Found(spectrum, None, error, None, mean, rows.density, rows.passes, (*notes, *more))
