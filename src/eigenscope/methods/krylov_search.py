@@ -192,7 +192,7 @@ class Search:
             return True
         self._next_look = self.step + 1
         before, then = self._last_look
-        if self.state.V.count > 100 and excess < then < math.inf:
+        if self.task.cheap and excess < then < math.inf:
             rate = math.log(then / excess) / (self.step - before)
             self._next_look = self.step + max(1, min(8, int(0.7 * math.log(excess) / rate)))
         self._last_look = (self.step, excess)

@@ -23,6 +23,9 @@ from eigenscope.operators.base import LinearOperator
 ROWS = 1024
 """Rows of a dense matrix promoted at a time."""
 
+SAFE = 1e4
+"""Where the diagonal of R exceeds the rounding by this factor, the SVD that would tell its rank is not computed."""
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """float64, or complex128 for a complex dtype."""
@@ -124,6 +127,8 @@ def orthonormalise(W: Tensor, basis: Tensor, floor: float, limit: int) -> tuple[
     second = basis.mH @ Q
     Q, again = torch.linalg.qr(Q - basis @ second)
     C, R = _small(C) + _small(second) @ _small(R), _small(again) @ _small(R)
+    if R.numel() and R.shape[0] <= limit and float(R.diagonal().abs().min()) > SAFE * floor:
+        return Q, C, R
     P, sizes, _ = torch.linalg.svd(R)
     rank = min(int((sizes > floor).sum()), limit)
     if rank < Q.shape[1]:
