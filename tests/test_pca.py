@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 import torch
 
 from cases import gaussian
 from eigenscope.errors import InputError
+from eigenscope.measures import noise
 from eigenscope.operators import streamed
 from eigenscope.tasks.decompose import decompose
 
@@ -78,10 +80,13 @@ def test_wide_sparse_data_is_centred_too():
     assert np.allclose(found.components.loadings.numpy(), oracle.components_.T, atol=1e-8)
 
 
-def test_digits_need_21_29_and_41_components_of_rank_61():
+def test_digits_need_21_29_and_41_components_of_rank_61(tmp_path):
     found = decompose(data("digits"), pca=True)
     assert found.components.needed == {90: 21, 95: 29, 99: 41}
     assert found.readings["numerical_rank"] == 61
+    # The Gram route tells no more than √eps·σ₁ from 0, and counts nothing below.
+    np.save(tmp_path / "a.npy", data("digits"))
+    assert decompose(tmp_path / "a.npy", passes=1).readings["numerical_rank"] == 61
     assert decompose(data("digits"), pca=True, energy=0.95).components.loadings.shape == (64, 29)
 
 
@@ -115,6 +120,15 @@ def test_the_suggested_number_is_the_planted_one(shape):
     assert "Johnstone" in found.method
     assert "Gavish" in found.method
     assert decompose(planted(*shape, [], 6), pca=True).components.suggested == 0
+
+
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_the_edge_is_that_of_one_observation_less(shape):
+    """Rows turned so that the first is the mean leave m − 1 rows of noise, and their values are those of the centred data."""
+    X = np.random.default_rng(8).standard_normal(shape) + 3.0
+    turned = scipy.linalg.null_space(np.ones((1, shape[0]))).T @ X
+    law = noise.fit_noise(np.linalg.svd(turned, compute_uv=False), turned.shape)
+    assert decompose(X, pca=True).components.noise_edge == pytest.approx(law.edge, rel=1e-10)
 
 
 def test_no_number_is_suggested_where_the_spectrum_is_no_noise():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,21 @@ def test_one_pass_keeps_its_bounds_at_every_scale(name, scale):
     assert float(triplets.residuals.max()) / scale <= 1e-9 * float(values[0])
     for basis in (U, V):
         assert torch.allclose(basis.mH @ basis, torch.eye(4, dtype=torch.float64), atol=1e-9)
+
+
+def test_residuals_hold_for_vectors_that_are_not_the_leading_ones():
+    """Right vectors of the null space have no left ones of their own: what is put there must not pass for converged."""
+    matrix = with_spectrum(60, 9, SPECTRA["rank-deficient"](9), 16)
+    rows = Rows(SlicedRows(matrix.numpy()), block_bytes=8 * 9 * 16)
+    found = reduce_rows(rows, 9)
+    last = replace(found, spectrum=replace(found.spectrum, right=found.spectrum.right[:, 5:].contiguous()))
+    triplets, error = complete_triplets(rows, last, 4)
+    A, U, S, V = matrix, triplets.left, triplets.values, triplets.right
+    again = torch.linalg.vector_norm(A.T @ U - V * S, dim=0)
+    assert float(again.max()) > 0.1
+    assert torch.all(again <= triplets.residuals * 1.001)
+    assert not triplets.converged.any()
+    assert error == pytest.approx(1.0)
 
 
 def test_a_bad_entry_of_a_streamed_file_is_found_in_its_place(run, monkeypatch):
