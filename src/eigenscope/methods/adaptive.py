@@ -1,0 +1,301 @@
+"""The smallest truncated SVD that meets an error asked for, with a bound on the error that it has.
+
+The basis Q grows by the block Golub-Kahan recurrence, two products a block (Hallman, A block bidiagonalization method for
+fixed-accuracy low-rank matrix approximation, SIAM J. Matrix Anal. Appl. 43(2), 2022), until A − QQᴴA is small enough.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from eigenscope.errors import InputError
+from eigenscope.methods.probes import check_count, gaussian, source
+from eigenscope.methods.randomized import known_frobenius, swapped, triplets
+from eigenscope.methods.recurrence import Products, orthonormalise, wide
+from eigenscope.operators.arrays import as_operator
+from eigenscope.results import Spectrum
+
+POWER = 1
+"""Applications of AᴴA to each block before it joins the basis."""
+PROBES = 16
+SAMPLED_FACTOR = 4.0
+SAMPLED_FAILURE = (math.exp(1.0 - SAMPLED_FACTOR**-2) / SAMPLED_FACTOR**2) ** (PROBES / 2)
+"""4e-7: chance that the Frobenius norm exceeds four times its root mean square over the probes."""
+NORM_ALPHA = 4.0
+NORM_POWER = 3
+NORM_FAILURE = NORM_ALPHA**-PROBES
+"""2e-10: chance that the spectral norm exceeds its bound."""
+
+
+@dataclass(frozen=True)
+class LowRankResult:
+    """A low-rank approximation, its triplets, and its error ‖A − U diag(σ) Vᴴ‖, absolute.
+
+    Attributes:
+        spectrum: the triplets.
+        norm: which norm the error is in.
+        error: the error as far as known; what it may be at most is ``bound``.
+        bound: the error is at most this…
+        failure: …but for this probability; 0.0 where nothing was sampled.
+        least_rank: no approximation of lower rank than this has an error within the target; 0 where nothing tells.
+        met: whether ``bound`` is within the target; None where there was none.
+    """
+
+    spectrum: Spectrum
+    norm: Literal["frobenius", "spectral"]
+    error: float
+    bound: float
+    failure: float
+    least_rank: int = 0
+    met: bool | None = None
+
+
+@dataclass
+class _Basis:
+    """Q (m, l) orthonormal, B = AᴴQ (n, l), and the energy of B; all in units of ``products.scale``."""
+
+    products: Products
+    block: int
+    capacity: int
+    generator: torch.Generator
+    Q: Tensor
+    B: Tensor
+    energies: list[float] = field(default_factory=list)
+
+    def grow(self) -> bool:
+        """Add up to a block of columns; False where the basis is full or holds the range of A to rounding."""
+        room = min(self.block, self.capacity - self.Q.shape[1])
+        new = self._orthogonal(gaussian(self.products.A, room, self.generator), room)
+        for _ in range(POWER):
+            # Columns orthogonal to Q: their products with Aᴴ are those with the adjoint of A − QB.
+            new = self._orthogonal(torch.linalg.qr(self.products.backward(new))[0], room)
+        if not new.shape[1]:
+            return False
+        last = self.products.backward(new)
+        self.Q, self.B = torch.cat([self.Q, new], dim=1), torch.cat([self.B, last], dim=1)
+        self.energies.append(float(torch.linalg.vector_norm(last, dtype=wide(last.dtype))) ** 2)
+        return self.Q.shape[1] < self.capacity
+
+    def _orthogonal(self, start: Tensor, room: int) -> Tensor:
+        image = self.products.forward(start)
+        sizes = torch.linalg.vector_norm(image, dim=0)
+        # Rounding that is kept as a direction would fill the basis with what is not in the range of A.
+        floor = (
+            8.0 * math.sqrt(image.shape[0]) * torch.finfo(image.dtype).eps * (float(sizes.max()) if len(sizes) else 0.0)
+        )
+        return orthonormalise(image, self.Q, floor, room)[0]
+
+    def complement(self, X: Tensor) -> Tensor:
+        """X − QQᴴX."""
+        for _ in range(2):
+            X = X - self.Q @ (self.Q.mH @ X)
+        return X
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """‖A − QQᴴA‖ in units of the scale: estimate, bound, chance that the bound fails, and what rounding adds to both."""
+
+    error: float
+    bound: float
+    failure: float
+    rounding: float
+
+
+def adaptive_svd(
+    A: Any,
+    *,
+    error: float,
+    norm: Literal["frobenius", "spectral"] = "frobenius",
+    block: int = 32,
+    max_rank: int | None = None,
+    frobenius: float | None = None,
+    tol: float | None = None,
+    generator: torch.Generator | None = None,
+) -> LowRankResult:
+    """Truncated SVD of the smallest rank found whose error is at most ``error``·‖A‖.
+
+    *Frobenius*: ‖A − QQᴴA‖_F² = ‖A‖_F² − ‖QᴴA‖_F², exact but for rounding (Yu, Gu & Li, SIAM J. Matrix Anal. Appl. 39(3),
+    2018, Theorem 3: worthless below √eps·‖A‖_F). Where rounding may hide the difference, it is sampled: for E = A − QQᴴA and q
+    Gaussian probes, ‖E‖_F² ≤ t·mean ‖Eωᵢ‖² but for probability (e^(1−1/t)/t)^(q/2) (Tropp, Yurtsever, Udell & Cevher, SIAM
+    J. Sci. Comput. 41(4), 2019, §6).
+    *Spectral*: Halko, Martinsson & Tropp 2011, eq. 4.3, ‖E‖₂ ≤ α√(2/π)·max ‖Eωᵢ‖ but for probability α^−q, applied to
+    (EEᴴ)³E, whose norm is ‖E‖₂⁷: the seventh root leaves little of the factor (Dixon, SIAM J. Numer. Anal. 20(4), 1983).
+
+    The rank is then cut as far as the error allows. Where the values fall slowly the spectral bound, some 1.3 times the
+    norm, keeps more values than the best possible rank; ``least_rank`` says how many that has at least.
+
+    Args:
+        A: (m, n) operator, tensor, ndarray or SciPy sparse matrix. Never changed.
+        error: 0 < error < 1, relative to ‖A‖_F or ‖A‖₂; the latter as found, which is never too large.
+        norm: "frobenius" or "spectral".
+        block: columns by which the basis grows.
+        max_rank: largest rank to return; None for min(m, n).
+        frobenius: ‖A‖_F of an operator that is neither dense, sparse nor low-rank, for the Frobenius norm.
+        tol: largest residual that counts as converged, relative to σ₁; default 1e-6.
+        generator: None for a fresh seed.
+
+    Returns:
+        :class:`LowRankResult`; ``met`` is False where ``max_rank`` or the rounding of A's products left more.
+
+    Raises:
+        InputError: an argument out of range, ‖A‖_F needed and not known, entries or products not finite.
+    """
+    operator = as_operator(A)
+    limit = min(operator.shape)
+    _check(error, norm, block, max_rank)
+    total = known_frobenius(operator) if frobenius is None else frobenius
+    if norm == "frobenius" and total is None:
+        raise InputError(
+            "its Frobenius norm is not known", where=repr(operator), remedy="pass frobenius=, or use norm='spectral'"
+        )
+    generator, seed = source(generator)
+    flipped = operator.shape[0] < operator.shape[1]
+    products = Products(operator.T if flipped else operator)
+    rows, cols = products.A.shape
+    capacity = limit if max_rank is None else min(limit, max_rank + 2 * block)
+    empty = torch.empty(0, dtype=operator.dtype, device=operator.device)
+    basis = _Basis(products, block, capacity, generator, empty.new_empty(rows, 0), empty.new_empty(cols, 0))
+    most = limit if max_rank is None else max_rank
+    rank, least, rest, target, checks = _searched(basis, error, norm, total, most)
+    values = _values(basis)
+    left_out = values[rank:]
+    tail = (
+        (float(torch.linalg.vector_norm(left_out)) if norm == "frobenius" else float(left_out[:1].sum()))
+        if len(left_out)
+        else 0.0
+    )
+    spectrum = triplets(products, basis.Q, basis.B, rank, tol)
+    scale = products.scale
+    slack = rest.rounding * scale
+    bound = math.hypot(rest.bound, tail) * scale + slack
+    estimate = (math.hypot(rest.error, tail) if norm == "frobenius" else max(rest.error, tail)) * scale
+    met = bound <= target * scale
+    spectrum = replace(
+        swapped(spectrum) if flipped else spectrum,
+        method="adaptive",
+        reason=(
+            f"rank {rank} of at least {least} for an error of {error:g} relative to the {norm} norm"
+            + ("" if met else f", not met: at most {bound:.3g} of {target * scale:.3g}")
+        ),
+        frobenius=total,
+        seed=seed,
+    )
+    return LowRankResult(spectrum, norm, estimate, bound, rest.failure * checks, least, met)
+
+
+def _searched(
+    basis: _Basis, error: float, norm: str, total: float | None, most: int
+) -> tuple[int, int, _Rest, float, int]:
+    """Grow until the error is met and the rank is near the least; rank, least rank, what Q leaves, target, checks."""
+    judge = _Frobenius(basis, total or 0.0) if norm == "frobenius" else _Spectral(basis)
+    growing, extra, checks = True, 0, 0
+    while True:
+        growing = basis.grow() and growing
+        target = error * judge.norm()
+        if growing and judge.hopeless(target):
+            continue
+        rest = judge.rest()
+        checks += rest.failure > 0.0
+        if rest.bound + rest.rounding > target and growing:
+            continue
+        values = _values(basis)
+        tails = judge.tails(values)
+        meets = torch.nonzero(tails.square() + rest.bound**2 <= max(target - rest.rounding, 0.0) ** 2)
+        rank = int(meets[0]) if len(meets) else len(values)
+        least = int((tails > target + rest.rounding).sum())
+        if not growing or extra == 2 or rank - least <= 2 + rank // 50:
+            return min(rank, most), least, rest, target, max(checks, 1)
+        extra += 1
+
+
+def _values(basis: _Basis) -> Tensor:
+    """(l,) singular values of B, descending, float64 on the CPU."""
+    found: Tensor = torch.linalg.svdvals(torch.linalg.qr(basis.B)[1].to(wide(basis.B.dtype))).cpu()
+    return found
+
+
+class _Frobenius:
+    """‖A − QQᴴA‖_F, by Pythagoras while that has digits, by probes after."""
+
+    def __init__(self, basis: _Basis, total: float) -> None:
+        self.basis, self.unscaled = basis, total
+        self.images: Tensor | None = None
+        shape = basis.products.A.shape
+        self.rounding = 4.0 * math.sqrt(max(*shape, 1)) * torch.finfo(basis.products.A.dtype).eps
+
+    def norm(self) -> float:
+        return self.unscaled / self.basis.products.scale
+
+    def _left(self) -> tuple[float, float]:
+        total = self.norm()
+        return total**2 - math.fsum(self.basis.energies), self.rounding * total**2
+
+    def hopeless(self, target: float) -> bool:
+        left, floor = self._left()
+        return left - floor > target**2
+
+    def rest(self) -> _Rest:
+        left, floor = self._left()
+        if left > 10.0 * floor:
+            return _Rest(math.sqrt(left), math.sqrt(left + floor), 0.0, self.rounding * self.norm())
+        if self.images is None:
+            products = self.basis.products
+            self.images = products.forward(gaussian(products.A, PROBES, self.basis.generator))
+        rest = self.basis.complement(self.images)
+        size = float(torch.linalg.vector_norm(rest)) / math.sqrt(PROBES)
+        return _Rest(size, SAMPLED_FACTOR * size, SAMPLED_FAILURE, self.rounding * self.norm())
+
+    def tails(self, values: Tensor) -> Tensor:
+        """(l + 1,) error of cutting B to 0, 1, … l values."""
+        squares = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+        return squares.sqrt()
+
+
+class _Spectral:
+    """‖A − QQᴴA‖₂ by the power method with a probability bound."""
+
+    def __init__(self, basis: _Basis) -> None:
+        self.basis = basis
+        shape = basis.products.A.shape
+        self.rounding = 4.0 * math.sqrt(max(*shape, 1)) * torch.finfo(basis.products.A.dtype).eps
+
+    def norm(self) -> float:
+        return float(_values(self.basis)[:1].sum())
+
+    def hopeless(self, target: float) -> bool:
+        last = self.basis.B[:, -1:]
+        return bool(last.numel()) and float(torch.linalg.vector_norm(last)) > target
+
+    def rest(self) -> _Rest:
+        basis, products = self.basis, self.basis.products
+        X = gaussian(products.A, PROBES, basis.generator)
+        logs = torch.zeros(PROBES, dtype=torch.float64, device=X.device)
+        sizes = logs
+        for step in range(2 * NORM_POWER + 1):
+            X = basis.complement(products.forward(X)) if step % 2 == 0 else products.backward(X)
+            sizes = torch.linalg.vector_norm(X, dim=0).to(torch.float64)
+            logs = logs + sizes.log()
+            X = X / sizes.clamp(min=torch.finfo(X.dtype).tiny).to(X.dtype)
+        exponent = 1.0 / (2 * NORM_POWER + 1)
+        bound = math.exp((float(logs.max()) + math.log(NORM_ALPHA * math.sqrt(2.0 / math.pi))) * exponent)
+        return _Rest(float(sizes.max()), bound, NORM_FAILURE, self.rounding * self.norm())
+
+    def tails(self, values: Tensor) -> Tensor:
+        """(l + 1,) error of cutting B to 0, 1, … l values."""
+        return torch.cat([values, values.new_zeros(1)])
+
+
+def _check(error: float, norm: str, block: int, max_rank: int | None) -> None:
+    if norm not in ("frobenius", "spectral"):
+        raise InputError(f"unknown norm {norm!r}", expected="frobenius or spectral")
+    if not 0.0 < error < 1.0:
+        raise InputError(f"error = {error}", expected="0 < error < 1, relative to the norm of A")
+    check_count(block, "block")
+    if max_rank is not None:
+        check_count(max_rank, "max_rank")
