@@ -9,18 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eigenscope.methods.choose import eigh, spectrum, svd
+    from eigenscope.methods.choose import density, diagonal, eigh, spectrum, svd, trace
     from eigenscope.models.sources import open_checkpoint
     from eigenscope.operators.arrays import Dense, LowRank, Sparse
     from eigenscope.operators.base import LinearOperator
-    from eigenscope.results import Estimate, Record, Run, Spectrum
+    from eigenscope.results import Density, DiagonalEstimate, Estimate, Record, Run, Spectrum
+    from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.scan import Scan, scan
     from eigenscope.tasks.series import Series, scan_series
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Decomposition",
     "Dense",
+    "Density",
+    "DiagonalEstimate",
     "Estimate",
     "LinearOperator",
     "LowRank",
@@ -30,16 +34,23 @@ __all__ = [
     "Series",
     "Sparse",
     "Spectrum",
+    "decompose",
+    "density",
+    "diagonal",
     "eigh",
     "open_checkpoint",
     "scan",
     "scan_series",
     "spectrum",
     "svd",
+    "trace",
 ]
 
 _HOMES = {
+    "Decomposition": "tasks.decompose",
     "Dense": "operators.arrays",
+    "Density": "results",
+    "DiagonalEstimate": "results",
     "Estimate": "results",
     "LinearOperator": "operators.base",
     "LowRank": "operators.arrays",
@@ -49,12 +60,16 @@ _HOMES = {
     "Series": "tasks.series",
     "Sparse": "operators.arrays",
     "Spectrum": "results",
+    "decompose": "tasks.decompose",
+    "density": "methods.choose",
+    "diagonal": "methods.choose",
     "eigh": "methods.choose",
     "open_checkpoint": "models.sources",
     "scan": "tasks.scan",
     "scan_series": "tasks.series",
     "spectrum": "methods.choose",
     "svd": "methods.choose",
+    "trace": "methods.choose",
 }
 
 
