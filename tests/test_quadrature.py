@@ -292,6 +292,16 @@ def test_more_steps_and_probes_come_closer():
     assert mean_distance(steps=40, probes=2) > 1.5 * mean_distance(steps=40, probes=32)
 
 
+def test_ends_of_a_count_are_open_and_closed():
+    # A projector: rounding puts its eigenvalues on either side of 0 and 1.
+    found = density(symmetric(torch.tensor([0.0] * 12 + [1.0] * 8).double(), 3), generator=seeded(0))
+    inside, both, none = found.count(0.0, 1.0), found.count(-1.0, 1.0), found.count(1.0, 2.0)
+    assert both.value == pytest.approx(20.0)
+    assert none.value == pytest.approx(0.0, abs=1e-12)
+    assert abs(inside.value - 8.0) < 4.0 * inside.stderr
+    assert inside.value == pytest.approx(20.0 * (1.0 - found.below(1.0).value))
+
+
 def test_one_probe_says_that_it_knows_nothing():
     values = torch.linspace(-1, 1, 80).double()
     found = density(symmetric(values), probes=1, generator=seeded(0))

@@ -240,18 +240,19 @@ def test_diagonal_is_unbiased_and_honest(method, name):
     assert (0.6 if method == "xdiag" else 0.9) < ratio < 1.2
 
 
-def test_leave_one_out_of_the_diagonal():
-    matrix = gaussian(25, 25, 1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_leave_one_out_of_the_diagonal(dtype):
+    matrix = gaussian(25, 25, 1, dtype)
     sketch = Sketch(Dense(matrix), Dense(matrix).T, trace.signs)
     sketch.extend(6, seeded(5))
     terms = []
     for left in range(6):
         others = torch.cat([sketch.vectors[:, :left], sketch.vectors[:, left + 1 :]], dim=1)
         basis = torch.linalg.qr(matrix @ others)[0]
-        project = basis @ basis.mT
+        project = basis @ basis.mH
         vector = sketch.vectors[:, left]
         image = matrix @ vector
-        terms.append((project @ matrix).diagonal() + vector * (image - project @ image))
+        terms.append((project @ matrix).diagonal() + vector.conj() * (image - project @ image))
     assert torch.allclose(sketch.diagonal().values, torch.stack(terms).mean(dim=0), atol=1e-11)
 
 
