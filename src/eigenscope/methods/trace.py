@@ -83,8 +83,8 @@ def xtrace(
 
     Epperly, Tropp & Webber, SIAM J. Matrix Anal. Appl. 45(1), 2024, §1.2 and §2. uᵢ is ωᵢ less its part in Qᵢ;
     normalised, it has the norm √(n − k + 1) that it would have in the mean, and so adds the variance of a direction
-    but not that of a length. The standard error is √2 times that
-    of k independent terms: they are not, and in simulations (oracles/quadrature.py) the true error was 0.7 to 1.0 times it.
+    but not that of a length. The standard error is √2 times that of k independent terms, which they are not: in
+    simulations (oracles/quadrature.py traces) the true error was 0.7 to 1.0 times the stated one.
 
     Args:
         A: as in :func:`hutchinson`.
