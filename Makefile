@@ -24,11 +24,14 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.oracles
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/svd.py
 
 oracles: $(VENV)/.oracles
 	$(BIN)/python oracles/lapack.py
 	$(BIN)/python oracles/noise.py
 	$(BIN)/python oracles/tail.py
+	$(BIN)/python oracles/krylov.py
+	$(BIN)/python oracles/quadrature.py
 
 clean:
 	rm -rf $(VENV)

@@ -104,6 +104,13 @@ def test_the_difference_of_near_copies_is_estimated_within_its_error():
     assert 0.0 < error < 0.3
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e290])
+def test_copies_are_found_at_any_scale(scale):
+    matrix = torch.randn(40, 30, generator=torch.Generator().manual_seed(9)).double() * scale
+    found = findings_of({"a.weight": matrix, "b.weight": matrix.clone(), "c.weight": matrix * 1e6})
+    assert [each.names for each in found if "identical" in each.sentence] == [("a.weight", "b.weight")]
+
+
 def test_samples_depend_on_the_shape_alone():
     matrix = torch.randn(30, 20, generator=torch.Generator().manual_seed(7))
     assert np.array_equal(sample_entries(matrix), sample_entries(matrix.T))

@@ -207,7 +207,9 @@ def _open_closed_streams() -> None:
 
 
 def _complain(text: str) -> int:
-    print(f"eigenscope: {' '.join(text.split())}", file=sys.stderr)
+    from eigenscope.report.cells import visible  # names of files and tensors are not trusted to be plain text
+
+    print(f"eigenscope: {visible(' '.join(text.split()))}", file=sys.stderr)
     return BAD_INPUT
 
 

@@ -51,7 +51,7 @@ def ridge_for_condition(values: Array, target: float) -> float | None:
         return None
     smallest = float(values[-1] / values[0])
     excess = (1.0 - (target * smallest) ** 2) / ((target - 1.0) * (target + 1.0))
-    return max(0.0, excess) * float(values[0]) ** 2
+    return max(0.0, excess) * float(values[0]) * float(values[0])  # ** would raise where this is infinite
 
 
 def storage_eps(dtype: str) -> float:

@@ -67,8 +67,10 @@ def find_duplicates(records: Sequence[Record]) -> list[Finding]:
 def _links(records: Sequence[Record], members: list[int]) -> Iterator[tuple[int, int, float]]:
     """(i, j, relative difference) of the pairs of one shape that are near, i < j."""
     samples = np.array([records[i].sample for i in members])
-    norms = np.linalg.norm(samples, axis=1)
-    unit = samples / norms[:, None]
+    # Relative to the largest entry, so that no square overflows or vanishes whatever the scale of the weights.
+    peaks = np.abs(samples).max(axis=1)
+    unit = samples / peaks[:, None]
+    unit /= np.linalg.norm(unit, axis=1)[:, None]
     for start in range(0, len(members), AT_ONCE):
         # |a − b|² = |a|² + |b|² − 2ab cancels for near pairs: it only picks the candidates.
         cosines = unit[start : start + AT_ONCE] @ unit.T
@@ -76,7 +78,8 @@ def _links(records: Sequence[Record], members: list[int]) -> Iterator[tuple[int,
             a, b = start + int(row), int(col)
             if a >= b:
                 continue
-            difference = float(np.linalg.norm(samples[a] - samples[b]) / max(norms[a], norms[b]))
+            first, second = samples[a] / max(peaks[a], peaks[b]), samples[b] / max(peaks[a], peaks[b])
+            difference = float(np.linalg.norm(first - second) / max(np.linalg.norm(first), np.linalg.norm(second)))
             spectral = _spectral_difference(records[members[a]], records[members[b]])
             if difference <= NEAR and spectral <= difference * (1.0 + 4.0 / math.sqrt(2 * samples.shape[1])) + ROUNDING:
                 yield members[a], members[b], difference
@@ -84,12 +87,13 @@ def _links(records: Sequence[Record], members: list[int]) -> Iterator[tuple[int,
 
 def _spectral_difference(a: Record, b: Record) -> float:
     """‖σ(A) − σ(B)‖/‖σ(A)‖, less what the error bounds of the two allow."""
-    if a.values is None or b.values is None:
+    if a.values is None or b.values is None or a.values[0] == 0.0:
         return math.inf
-    norm = float(np.linalg.norm(a.values))
-    bounds = [float(r.readings.get("error_bound") or 0.0) * float(r.values[0]) for r in (a, b) if r.values is not None]
-    slack = sum(bounds) * math.sqrt(len(a.values))
-    return max(0.0, float(np.linalg.norm(a.values - b.values)) - slack) / norm if norm else 0.0
+    scale = float(a.values[0])
+    first, second = a.values / scale, b.values / scale
+    bounds = [float(r.readings.get("error_bound") or 0.0) * float(v[0]) for r, v in ((a, first), (b, second))]
+    slack = sum(bounds) * math.sqrt(len(first))
+    return max(0.0, float(np.linalg.norm(first - second)) - slack) / float(np.linalg.norm(first))
 
 
 def _merged(records: Sequence[Record], links: list[tuple[int, int, float]]) -> list[Finding]:

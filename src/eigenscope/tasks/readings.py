@@ -153,9 +153,8 @@ def spectral_readings(spectrum: Spectrum, matrix: Matrix, options: ScanOptions) 
     condition = conditioning.condition_number(values)
     if condition is not None and smallest <= bound:
         condition = math.inf
-        doubts.append(
-            f"singular to working precision: σ min ≤ {smallest + bound:.1e}, κ ≥ {largest / (smallest + bound):.1e}"
-        )
+        least = largest / (smallest + bound) if smallest + bound > 0.0 else math.inf
+        doubts.append(f"singular to working precision: σ min ≤ {smallest + bound:.1e}, κ ≥ {least:.1e}")
     square_or_tall = values if matrix.rows >= matrix.cols else np.append(values, 0.0)
     readings: dict[str, Value] = {
         "sigma_max": largest,
