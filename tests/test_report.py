@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from eigenscope.columns import BY_NAME, READINGS
 from eigenscope.errors import InputError
-from eigenscope.report import cells, curves, figures, findings, grid, html, page_text, shorten, text
+from eigenscope.report import cells, curves, figures, findings, grid, html, page_text, shell, shorten, text
 from eigenscope.report.page_data import page_data
 from eigenscope.report.summary import summarize
 from eigenscope.results import Coverage, Finding, Record, Run, Value
@@ -486,7 +486,7 @@ def test_everything_from_the_run_is_text_on_the_page(page: Page) -> None:
         assert f"format {cells.visible(name)}" in page.text
     assert f"dtype: {END}" in page.text
     assert "\x1b" not in page.text
-    assert "</" not in html._json(page_data(RUN))
+    assert "</" not in shell.as_json(page_data(RUN))
 
 
 def test_the_page_loads_nothing(page: Page) -> None:
@@ -585,7 +585,7 @@ def test_large_runs_stay_small() -> None:
     values = np.sort(np.random.default_rng(3).random(4096))[::-1].copy()
     some = [record(f"model.layers.{i // 7}.w{i % 7}.weight", i // 7, f"r{i % 7}", values) for i in range(300)]
     many = [record(f"layers.{i // 700}.experts.{i % 700}.weight", i // 700, "e", values[:256]) for i in range(2100)]
-    sizes = [len(html._json(page_data(Run("scan", "s", tuple(rows), ())))) for rows in (some, many)]
+    sizes = [len(shell.as_json(page_data(Run("scan", "s", tuple(rows), ())))) for rows in (some, many)]
     assert sizes[0] < 3_000_000
     assert sizes[1] < 6_000_000
     drawn = page_data(Run("scan", "s", tuple(many), ()))["spectra"]["roles"][0]

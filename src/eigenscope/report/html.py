@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from eigenscope.files import replacing
-from eigenscope.report import compare
+from eigenscope.report import compare, shell
 from eigenscope.report.cells import doubt, shown_columns, visible
 from eigenscope.report.findings import NOTHING, on_page
 from eigenscope.report.page_data import page_data
@@ -41,26 +31,17 @@ def write_page(run: Run, path: str | Path, others: Sequence[Run] = ()) -> None:
     Raises:
         OSError: the file cannot be written; an older one of that name is then untouched.
     """
-    page = render(run, others)
-    with replacing(path) as beside:
-        beside.write_bytes(page.encode("utf-8"))
+    shell.write(render(run, others), path)
 
 
 def render(run: Run, others: Sequence[Run] = ()) -> str:
     """The page as text; arguments as for :func:`write_page`."""
-    parts = "\n".join(_part(name) for name in SCRIPTS)
-    scripts = [_script(get_plotlyjs()), _script(f'"use strict";\n(() => {{\n{parts}\n}})();\n')]
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    parts = "\n".join(shell.part(name) for name in SCRIPTS)
     columns = shown_columns(run)
-    return template.from_string(_part("page.html")).render(
-        style=Markup(_part("page.css")),
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
-        policy="; ".join((
-            "default-src 'none'", "style-src 'unsafe-inline'", "img-src data: blob:", "base-uri 'none'",
-            "form-action 'none'", f"script-src {' '.join(map(_hash, scripts))}",
-        )),
-        data=Markup(_json(page_data(run, others))),
+    return shell.fill(
+        "page.html",
+        script=f'"use strict";\n(() => {{\n{parts}\n}})();\n',
+        data=page_data(run, others),
         verb=visible(run.verb),
         source=visible(run.source),
         title=compare.title(run),
@@ -78,22 +59,3 @@ def render(run: Run, others: Sequence[Run] = ()) -> str:
         provenance=provenance(run),
         counted=counted,
     )  # fmt: skip
-
-
-def _part(name: str) -> str:
-    return resources.files("eigenscope.report").joinpath("page", name).read_text("utf-8")
-
-
-def _script(text: str) -> str:
-    """A script as the browser will hash it: with line ends as HTML reads them."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode('utf-8')).digest()).decode('ascii')}'"
-
-
-def _json(data: Any) -> str:
-    """JSON that cannot end the element it stands in, nor open a comment there."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from eigenscope.files import replacing
-from eigenscope.report import geometry
+from eigenscope.report import geometry, shell
 from eigenscope.report.cells import significant, visible
-from eigenscope.report.html import _hash, _json, _part, _script
 from eigenscope.results import Record
 
 MOST_VALUES = 500
@@ -34,7 +29,7 @@ def write_picture(figure: go.Figure, path: str | Path, title: str = "") -> None:
     Raises:
         OSError: the file cannot be written; an older one of that name is then untouched.
     """
-    _write(_render(figure, title or "Picture", {}, [], {}), path)
+    shell.write(_render(figure, title or "Picture", {}, [], {}), path)
 
 
 def write_page(
@@ -53,33 +48,22 @@ def write_page(
         OSError: the file cannot be written; an older one of that name is then untouched.
     """
     values = [] if record.values is None else record.values.tolist()
-    _write(_render(figure, record.name, facts, values, provenance), path)
-
-
-def _write(page: str, path: str | Path) -> None:
-    with replacing(path) as beside:
-        beside.write_bytes(page.encode("utf-8"))
+    shell.write(_render(figure, record.name, facts, values, provenance), path)
 
 
 def _render(
     figure: go.Figure, title: str, facts: Mapping[str, str], values: list[float], provenance: Mapping[str, Any]
 ) -> str:
-    scripts = [_script(get_plotlyjs()), _script(_part("svd.js"))]
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     largest = values[0] if values and values[0] > 0 else 1.0
     drawn = figure.to_dict()
     # The page's own heading says it.
     drawn["layout"]["title"]["text"] = ""
     drawn["layout"]["margin"]["t"] = 76
-    return template.from_string(_part("svd.html")).render(
-        style=Markup(_part("page.css") + STYLE),
-        plotly=Markup(scripts[0]),
-        script=Markup(scripts[1]),
-        policy="; ".join((
-            "default-src 'none'", "style-src 'unsafe-inline'", "img-src data: blob:", "base-uri 'none'",
-            "form-action 'none'", f"script-src {' '.join(map(_hash, scripts))}",
-        )),
-        data=Markup(_json({"figure": drawn, "dark": dict(zip(geometry.AXES, ON_DARK, strict=True))})),
+    return shell.fill(
+        "svd.html",
+        script=shell.part("svd.js"),
+        data={"figure": drawn, "dark": dict(zip(geometry.AXES, ON_DARK, strict=True))},
+        style=STYLE,
         title=visible(title),
         heading="What the map does to the unit sphere" if _is_map(drawn) else "Singular values and leading vectors",
         facts=[(visible(key), visible(value)) for key, value in facts.items()],
