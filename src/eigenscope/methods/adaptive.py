@@ -1,7 +1,8 @@
 """The smallest truncated SVD that meets an error asked for, with a bound on the error that it has.
 
-The basis Q grows by the block Golub-Kahan recurrence, two products a block (Hallman, A block bidiagonalization method for
-fixed-accuracy low-rank matrix approximation, SIAM J. Matrix Anal. Appl. 43(2), 2022), until A − QQᴴA is small enough.
+The basis Q grows by blocks of random directions, each turned towards what A − QQᴴA holds most of, until that is small enough
+(Martinsson & Voronin, SIAM J. Sci. Comput. 38(5), 2016; Yu, Gu & Li, SIAM J. Matrix Anal. Appl. 39(3), 2018). A block that
+continued a Krylov space would cost half of the products, but at the end, where it adds next to nothing, it is mostly rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from eigenscope.methods.probes import check_count, gaussian, source
 from eigenscope.methods.randomized import known_frobenius, swapped, triplets
 from eigenscope.methods.recurrence import Products, orthonormalise, wide
 from eigenscope.operators.arrays import as_operator
+from eigenscope.operators.base import LinearOperator
 from eigenscope.results import Spectrum
 
 POWER = 1
@@ -67,6 +69,13 @@ class _Basis:
     B: Tensor
     energies: list[float] = field(default_factory=list)
 
+    @classmethod
+    def empty(cls, products: Products, block: int, capacity: int, generator: torch.Generator) -> _Basis:
+        """Without columns."""
+        A = products.A
+        none = torch.empty(0, dtype=A.dtype, device=A.device)
+        return cls(products, block, capacity, generator, none.new_empty(A.shape[0], 0), none.new_empty(A.shape[1], 0))
+
     def grow(self) -> bool:
         """Add up to a block of columns; False where the basis is full or holds the range of A to rounding."""
         room = min(self.block, self.capacity - self.Q.shape[1])
@@ -89,6 +98,14 @@ class _Basis:
             8.0 * math.sqrt(image.shape[0]) * torch.finfo(image.dtype).eps * (float(sizes.max()) if len(sizes) else 0.0)
         )
         return orthonormalise(image, self.Q, floor, room)[0]
+
+    def rounding(self) -> float:
+        """What the products, in A's precision, and the SVD of B, in double, may add to an error, relative to ‖A‖.
+
+        √m·eps for inner products (Higham & Mary 2019), fourfold, and l·eps for the SVD (LAPACK Users' Guide, §4.9.1).
+        """
+        eps = torch.finfo(self.Q.dtype).eps
+        return 4.0 * math.sqrt(max(self.products.A.shape)) * eps + self.Q.shape[1] * torch.finfo(torch.float64).eps
 
     def complement(self, X: Tensor) -> Tensor:
         """X − QQᴴX."""
@@ -148,52 +165,42 @@ def adaptive_svd(
     """
     operator = as_operator(A)
     limit = min(operator.shape)
+    check_count(limit, "min(m, n)")
     _check(error, norm, block, max_rank)
-    total = known_frobenius(operator) if frobenius is None else frobenius
-    if norm == "frobenius" and total is None:
-        raise InputError(
-            "its Frobenius norm is not known", where=repr(operator), remedy="pass frobenius=, or use norm='spectral'"
-        )
+    total = _total(operator, norm, frobenius)
     generator, seed = source(generator)
     flipped = operator.shape[0] < operator.shape[1]
     products = Products(operator.T if flipped else operator)
-    rows, cols = products.A.shape
-    capacity = limit if max_rank is None else min(limit, max_rank + 2 * block)
-    empty = torch.empty(0, dtype=operator.dtype, device=operator.device)
-    basis = _Basis(products, block, capacity, generator, empty.new_empty(rows, 0), empty.new_empty(cols, 0))
-    most = limit if max_rank is None else max_rank
-    rank, least, rest, target, checks = _searched(basis, error, norm, total, most)
-    values = _values(basis)
-    left_out = values[rank:]
-    tail = (
-        (float(torch.linalg.vector_norm(left_out)) if norm == "frobenius" else float(left_out[:1].sum()))
-        if len(left_out)
-        else 0.0
-    )
-    spectrum = triplets(products, basis.Q, basis.B, rank, tol)
-    scale = products.scale
-    slack = rest.rounding * scale
-    bound = math.hypot(rest.bound, tail) * scale + slack
-    estimate = (math.hypot(rest.error, tail) if norm == "frobenius" else max(rest.error, tail)) * scale
-    met = bound <= target * scale
-    spectrum = replace(
-        swapped(spectrum) if flipped else spectrum,
-        method="adaptive",
-        reason=(
-            f"rank {rank} of at least {least} for an error of {error:g} relative to the {norm} norm"
-            + ("" if met else f", not met: at most {bound:.3g} of {target * scale:.3g}")
-        ),
-        frobenius=total,
-        seed=seed,
-    )
-    return LowRankResult(spectrum, norm, estimate, bound, rest.failure * checks, least, met)
+    basis = _Basis.empty(products, block, limit if max_rank is None else min(limit, max_rank + 2 * block), generator)
+    judge = _Spectral(basis) if norm == "spectral" else _Frobenius(basis, total or 0.0)
+    found = _searched(basis, judge, error, limit if max_rank is None else max_rank)
+    spectrum = triplets(products, basis.Q, basis.B, found.rank, tol)
+    scale, rest = products.scale, found.rest
+    bound = (math.hypot(rest.bound, found.tail) + rest.rounding) * scale
+    estimate = (max(rest.error, found.tail) if norm == "spectral" else math.hypot(rest.error, found.tail)) * scale
+    target = found.target * scale
+    reason = f"rank {found.rank} of at least {found.least} for an error of {error:g} relative to the {norm} norm"
+    if not bound <= target:
+        reason += f", not met: at most {bound:.3g} where {target:.3g} was asked for"
+    spectrum = swapped(spectrum) if flipped else spectrum
+    spectrum = replace(spectrum, method="adaptive", reason=reason, frobenius=total, seed=seed)
+    return LowRankResult(spectrum, norm, estimate, bound, rest.failure * found.checks, found.least, bound <= target)
 
 
-def _searched(
-    basis: _Basis, error: float, norm: str, total: float | None, most: int
-) -> tuple[int, int, _Rest, float, int]:
-    """Grow until the error is met and the rank is near the least; rank, least rank, what Q leaves, target, checks."""
-    judge = _Frobenius(basis, total or 0.0) if norm == "frobenius" else _Spectral(basis)
+@dataclass(frozen=True)
+class _Found:
+    """Where the search ended: the rank, the least possible one, what cutting to it leaves out, and what Q does."""
+
+    rank: int
+    least: int
+    tail: float
+    rest: _Rest
+    target: float
+    checks: int
+
+
+def _searched(basis: _Basis, judge: _Frobenius | _Spectral, error: float, most: int) -> _Found:
+    """Grow until the error is met and the rank is near the least possible."""
     growing, extra, checks = True, 0, 0
     while True:
         growing = basis.grow() and growing
@@ -204,13 +211,13 @@ def _searched(
         checks += rest.failure > 0.0
         if rest.bound + rest.rounding > target and growing:
             continue
-        values = _values(basis)
-        tails = judge.tails(values)
+        tails = judge.tails(_values(basis))
         meets = torch.nonzero(tails.square() + rest.bound**2 <= max(target - rest.rounding, 0.0) ** 2)
-        rank = int(meets[0]) if len(meets) else len(values)
+        rank = int(meets[0]) if len(meets) else len(tails) - 1
         least = int((tails > target + rest.rounding).sum())
         if not growing or extra == 2 or rank - least <= 2 + rank // 50:
-            return min(rank, most), least, rest, target, max(checks, 1)
+            rank = min(rank, most)
+            return _Found(rank, least, float(tails[rank]), rest, target, max(checks, 1))
         extra += 1
 
 
@@ -226,15 +233,13 @@ class _Frobenius:
     def __init__(self, basis: _Basis, total: float) -> None:
         self.basis, self.unscaled = basis, total
         self.images: Tensor | None = None
-        shape = basis.products.A.shape
-        self.rounding = 4.0 * math.sqrt(max(*shape, 1)) * torch.finfo(basis.products.A.dtype).eps
 
     def norm(self) -> float:
         return self.unscaled / self.basis.products.scale
 
     def _left(self) -> tuple[float, float]:
         total = self.norm()
-        return total**2 - math.fsum(self.basis.energies), self.rounding * total**2
+        return total**2 - math.fsum(self.basis.energies), self.basis.rounding() * total**2
 
     def hopeless(self, target: float) -> bool:
         left, floor = self._left()
@@ -243,13 +248,13 @@ class _Frobenius:
     def rest(self) -> _Rest:
         left, floor = self._left()
         if left > 10.0 * floor:
-            return _Rest(math.sqrt(left), math.sqrt(left + floor), 0.0, self.rounding * self.norm())
+            return _Rest(math.sqrt(left), math.sqrt(left + floor), 0.0, self.basis.rounding() * self.norm())
         if self.images is None:
             products = self.basis.products
             self.images = products.forward(gaussian(products.A, PROBES, self.basis.generator))
         rest = self.basis.complement(self.images)
         size = float(torch.linalg.vector_norm(rest)) / math.sqrt(PROBES)
-        return _Rest(size, SAMPLED_FACTOR * size, SAMPLED_FAILURE, self.rounding * self.norm())
+        return _Rest(size, SAMPLED_FACTOR * size, SAMPLED_FAILURE, self.basis.rounding() * self.norm())
 
     def tails(self, values: Tensor) -> Tensor:
         """(l + 1,) error of cutting B to 0, 1, … l values."""
@@ -262,8 +267,6 @@ class _Spectral:
 
     def __init__(self, basis: _Basis) -> None:
         self.basis = basis
-        shape = basis.products.A.shape
-        self.rounding = 4.0 * math.sqrt(max(*shape, 1)) * torch.finfo(basis.products.A.dtype).eps
 
     def norm(self) -> float:
         return float(_values(self.basis)[:1].sum())
@@ -284,11 +287,19 @@ class _Spectral:
             X = X / sizes.clamp(min=torch.finfo(X.dtype).tiny).to(X.dtype)
         exponent = 1.0 / (2 * NORM_POWER + 1)
         bound = math.exp((float(logs.max()) + math.log(NORM_ALPHA * math.sqrt(2.0 / math.pi))) * exponent)
-        return _Rest(float(sizes.max()), bound, NORM_FAILURE, self.rounding * self.norm())
+        return _Rest(float(sizes.max()), bound, NORM_FAILURE, self.basis.rounding() * self.norm())
 
     def tails(self, values: Tensor) -> Tensor:
         """(l + 1,) error of cutting B to 0, 1, … l values."""
         return torch.cat([values, values.new_zeros(1)])
+
+
+def _total(A: LinearOperator, norm: str, frobenius: float | None) -> float | None:
+    total = known_frobenius(A) if frobenius is None else frobenius
+    if norm == "frobenius" and total is None:
+        remedy = "pass frobenius=, or use norm='spectral'"
+        raise InputError("its Frobenius norm is not known", where=repr(A), remedy=remedy)
+    return total
 
 
 def _check(error: float, norm: str, block: int, max_rank: int | None) -> None:

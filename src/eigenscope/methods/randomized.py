@@ -30,7 +30,7 @@ def range_finder(
     """Orthonormal basis of a space that holds most of A's action.
 
     Subspace iteration with a QR factorisation after every product (Halko et al. 2011, Algorithm 4.4), so that no
-    direction is lost below eps·σ₁. For real A, size = k + p and p ≥ 2 the expected error obeys their Theorem 10.6,
+    direction is lost below eps·σ₁. For real A, size = k + p and p ≥ 2 the expected error obeys their Theorem 10.5,
     E‖A − QQᴴA‖_F ≤ √(1 + k/(p − 1))·√(Σ_{j>k} σⱼ²) without power iterations, and with them Corollary 10.10,
     E‖A − QQᴴA‖₂ ≤ [(1 + √(k/(p−1)))·σ_{k+1}^(2q+1) + (e√(k+p)/p)·√(Σ_{j>k} σⱼ^(2(2q+1)))]^(1/(2q+1)).
 
@@ -76,7 +76,7 @@ def randomized_svd(
         A: (m, n) operator, tensor, ndarray or SciPy sparse matrix. Never changed.
         k: how many triplets, 1 ≤ k ≤ min(m, n).
         oversampling: p ≥ 0 columns of the sketch beyond k.
-        power: q ≥ 0 applications of AᴴA; (2q + 2)(k + p) + k columns are multiplied.
+        power: q ≥ 0 applications of AᴴA; at most (2q + 2)(k + p) + k columns are multiplied.
         krylov: block Krylov iteration; False for subspace iteration, which needs 1/(q + 1) of the memory.
         block: with ``krylov``, columns multiplied at a time, ≤ k + p, which is the default. Narrower ones reach further in
             the same number of products (32 are still fast), but find at most ``block`` copies of a repeated value.
@@ -92,16 +92,10 @@ def randomized_svd(
     """
     operator = as_operator(A)
     limit = min(operator.shape)
-    if not 1 <= k <= limit:
-        raise InputError(f"k = {k}", where=repr(operator), expected=f"1 ≤ k ≤ {limit}")
-    check_count(oversampling, "oversampling", 0)
-    check_count(power, "power", 0)
-    if tol is not None and not tol >= 0.0:
-        raise InputError(f"tol = {tol}", expected="a tolerance ≥ 0, relative to ‖A‖₂")
+    _check(operator, k, oversampling, power, tol)
     generator, seed = source(generator)
-    flipped = (
-        operator.shape[0] < operator.shape[1]
-    )  # the many orthogonalisations belong on one side, B on the short one
+    # All orthogonalisations are on the long side, the SVD of B is on the short one.
+    flipped = operator.shape[0] < operator.shape[1]
     products = Products(operator.T if flipped else operator)
     size = min(k + oversampling, limit)
     if block is not None:
@@ -120,6 +114,16 @@ def randomized_svd(
         seed=seed,
     )
     return swapped(result) if flipped else result
+
+
+def _check(A: LinearOperator, k: int, oversampling: int, power: int, tol: float | None) -> None:
+    limit = min(A.shape)
+    if not 1 <= k <= limit:
+        raise InputError(f"k = {k}", where=repr(A), expected=f"1 ≤ k ≤ {limit}")
+    check_count(oversampling, "oversampling", 0)
+    check_count(power, "power", 0)
+    if tol is not None and not tol >= 0.0:
+        raise InputError(f"tol = {tol}", expected="a tolerance ≥ 0, relative to ‖A‖₂")
 
 
 def _sketched(
@@ -151,19 +155,19 @@ def _sketched(
 def _extension(basis: Tensor, block: Tensor) -> Tensor:
     """(m, b) orthonormal columns, orthogonal to the basis (m, j), that span with it the block's columns.
 
-    Gram-Schmidt, repeated until it holds to 100 eps; a block that adds next to nothing is completed by the columns of
-    a Householder QR, whatever they are.
+    Gram-Schmidt, repeated until it holds; a block that adds next to nothing is completed by the columns of a Householder
+    QR, whatever they are.
     """
     eps = torch.finfo(block.dtype).eps
     size = float(torch.linalg.vector_norm(block, dim=0).max())
     inner = basis.mH @ block
     for _ in range(3):
         block, R = torch.linalg.qr(block - basis @ inner)
-        # What projecting leaves, eps·‖block‖, has been magnified by dividing by R.
-        if float(R.diagonal().abs().min()) >= 0.01 * size:
+        # What projecting leaves, eps·‖block‖, has been magnified by dividing by R: allow what a product's rounding may be.
+        if 0.25 * math.sqrt(len(block)) * float(R.diagonal().abs().min()) >= size > 0.0:
             return block
         inner, size = basis.mH @ block, 1.0
-        if float(inner.abs().max()) <= 100.0 * eps:
+        if float(inner.abs().max()) <= 10.0 * eps:
             return block
     completed: Tensor = torch.linalg.qr(torch.cat([basis, block], dim=1))[0][:, basis.shape[1] :]
     return completed

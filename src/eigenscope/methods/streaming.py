@@ -56,12 +56,13 @@ class _Sketch:
         self.theta.append(theta)
         self.energies.append(float(torch.linalg.vector_norm(rows)) ** 2)
 
-    def approximation(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Q (m, r), C (r, r) and P (n, r) with A ≈ Q C Pᴴ (Tropp et al. 2019, eqs. 2.8-2.10)."""
+    def triplets(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The k leading ones of A ≈ Q C Pᴴ, where Q (m, r), C (r, r) and P (n, r) follow from the sketches."""
         Q = torch.linalg.qr(torch.cat(self.Y))[0]
         P = torch.linalg.qr(self.X.mH)[0]
         half = _solved(torch.cat(self.phi, dim=1) @ Q, self.Z)
-        return Q, _solved((self.psi.mH @ P), half.mH).mH, P
+        left, sigma, right = torch.linalg.svd(_solved(self.psi.mH @ P, half.mH).mH)
+        return Q @ left[:, :k], sigma[:k], P @ right[:k].mH
 
     def error(self, left: Tensor, sigma: Tensor, right: Tensor) -> Tensor:
         """(q,) independent unbiased estimates of ‖A − U diag(σ) Vᴴ‖_F² (Tropp et al. 2019, §6)."""
@@ -82,15 +83,15 @@ def single_pass_svd(
     """k leading singular triplets, approximately, of a matrix whose rows are seen once.
 
     With r = ``sketch`` columns and a core of s = 2r + 1, the approximation before it is cut to rank k obeys (Tropp et al. 2019,
-    Theorem 5.1, real A) E‖A − Â‖_F² ≤ (s − 1)/(s − r − 1)·min_{j < r−1} (r + j − 1)/(r − j − 1)·Σ_{i > j} σᵢ²; cutting
-    it adds at most the error of the best rank k (§5.4). It is exact to rounding where the rank of A is at most r. On spectra that
-    fall slowly the error is several times the best one: then read twice.
+    Theorem 5.1, real A) E‖A − Â‖_F² ≤ (s − 1)/(s − r − 1)·min_{j < r−1} (r + j − 1)/(r − j − 1)·Σ_{i > j} σᵢ², and the result
+    is within twice that distance of the best approximation's error, by the triangle inequality. It is exact to rounding
+    where the rank of A is at most k. Where the singular values fall slowly it is well above the best: then read twice.
 
     Args:
         blocks: tensors, ndarrays or SciPy sparse matrices of shape (b, n), any b ≥ 0, computed with in float64 (complex128).
         cols: n.
         k: 1 ≤ k ≤ min(r, n); and k rows at least must come.
-        sketch: r ≥ k, default 4k + 1 (§5.5), at most n.
+        sketch: r ≥ k, default 4k + 1, at most n.
         tol: largest bound that counts as converged, relative to σ₁; default 1e-6.
         generator: None for a fresh seed.
 
@@ -116,13 +117,9 @@ def single_pass_svd(
     count = 0 if sums is None else sum(len(part) for part in sums.Y)
     if sums is None or count < k:
         raise InputError(f"{count} rows came", where="single_pass_svd", expected=f"at least k = {k}")
-    Q, core, P = sums.approximation()
-    left, sigma, right = torch.linalg.svd(core)
-    left, sigma, right = Q @ left[:, :k], sigma[:k], P @ right[:k].mH
-    squares = sums.error(left, sigma, right)
-    shape = (count, cols)
-    error = math.sqrt(float(squares.mean()))
-    energy, scale = math.sqrt(math.fsum(sums.energies)), reader.scale
+    left, sigma, right = sums.triplets(k)
+    error = math.sqrt(float(sums.error(left, sigma, right).mean()))
+    shape, scale, energy = (count, cols), reader.scale, math.sqrt(math.fsum(sums.energies))
     rounding = lapack_bound(shape, energy)
     bound = SAMPLED_FACTOR * error + rounding
     bounds = torch.full_like(sigma, bound)
@@ -160,8 +157,7 @@ def two_pass_svd(
         generator: None for a fresh seed.
 
     Returns:
-        :class:`LowRankResult` with residuals measured; ``error`` is ‖A‖_F² − Σσ² under a root, exact to rounding, which
-        the bound has beside it.
+        :class:`LowRankResult` with residuals measured; ``error`` too, and the bound is that and rounding.
 
     Raises:
         InputError: as in :func:`single_pass_svd`, and passes that bring different numbers of rows.
@@ -173,15 +169,14 @@ def two_pass_svd(
         raise InputError(f"k = {k}", where="two_pass_svd", expected=f"1 ≤ k ≤ {cols}, the columns")
     generator, seed = source(generator)
     size = min(k + oversampling, cols)
-    reader, seen = _Reader(cols), _Pass()
-    basis: Tensor | None = None
+    reader, seen, basis = _Reader(cols), _Pass(), torch.empty(0)
     for number in range(passes):
         count, seen = seen.count, _Pass()
         for rows in reader.rows(read()):
-            if basis is None:
+            if not basis.numel():
                 basis = torch.linalg.qr(_normal(cols, size, rows, generator))[0]
             seen.add(rows, basis, number == passes - 1)
-        if basis is None or seen.count < k:
+        if seen.count < k:
             raise InputError(f"{seen.count} rows came", where="two_pass_svd", expected=f"at least k = {k}")
         if number and seen.count != count:
             raise InputError(
@@ -190,8 +185,6 @@ def two_pass_svd(
             )  # fmt: skip
         if number < passes - 1:
             basis = torch.linalg.qr(seen.back)[0]
-    if basis is None:
-        raise InputError("no pass was made", where="two_pass_svd")
     reason = f"{passes} passes over the rows, {size} columns; residuals and error measured in the last"
     return _projected(seen, basis, k, tol, reader.scale, reason, passes, seed)
 
