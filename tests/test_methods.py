@@ -171,7 +171,7 @@ def test_lapack_by_address_equals_numpy():
 
 
 def test_lapack_says_when_it_did_not_converge():
-    with pytest.raises(ArithmeticError, match="dsyevr"):
+    with pytest.raises(ArithmeticError, match="syevr"):
         lapack.symmetric_eigen(np.full((4, 4), np.nan), largest=2)
 
 
@@ -321,3 +321,29 @@ def test_entry_points_for_what_is_estimated():
     assert choose.trace(matrix, generator=generator).value == pytest.approx(820.0, rel=0.05)
     assert torch.allclose(choose.diagonal(matrix, generator=generator).values, matrix.diagonal(), rtol=0.2)
     assert choose.density(es.Dense(matrix, symmetric=True), generator=generator).size == 40
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (500, 200), (200, 500)], ids=str)
+@pytest.mark.parametrize("name", ["polynomial", "repeated", "clustered"])
+def test_float32_gram_matrix_where_the_tolerance_allows_it(shape, name):
+    matrix = truth(shape, name)[0].to(torch.float32)
+    values = torch.linalg.svdvals(matrix.double())
+    quick = es.svd(matrix, 20, method="gram", tol=1e-3)
+    assert "float32" in quick.reason
+    assert float(quick.residuals.max()) < 1e-5 * float(values[0])
+    assert torch.all((quick.values - values[:20]).abs() <= quick.bounds)
+    again = torch.linalg.vector_norm(matrix.double().T @ quick.left - quick.right * quick.values, dim=0)
+    assert torch.allclose(again, quick.residuals, atol=1e-6 * float(values[0]))
+    assert (quick.left.T @ quick.left - torch.eye(20).double()).abs().max() < 1e-12
+    assert "float32" not in es.svd(matrix, 20, method="gram", tol=1e-6).reason
+    assert "float32" not in es.svd(matrix.double(), 20, method="gram", tol=1e-3).reason
+
+
+def test_float32_gram_matrix_is_left_where_it_would_not_do():
+    huge = torch.randn(60, 60, generator=torch.Generator().manual_seed(0)) * 1e25  # the squares overflow
+    assert "float32" not in es.svd(huge, 5, method="gram", tol=1e-3).reason
+    # The squares of the last values are lost in float32, and their left vectors with them.
+    steep = with_spectrum(60, 60, torch.logspace(0, -6, 60, dtype=torch.float64), seed=1).to(torch.float32)
+    result = es.svd(steep, 60, method="gram", tol=1e-3)
+    assert bool(result.converged.all())
+    assert torch.allclose(result.values, torch.linalg.svdvals(steep.double()), atol=1e-6)

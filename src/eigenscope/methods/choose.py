@@ -227,10 +227,9 @@ def _svd_choice(A: LinearOperator, k: int, tol: float, which: str) -> tuple[str,
     if A.device.type != "cpu":
         few = 8 * k < small and small >= DEVICE_SIZE
         return ("krylov", "few values of a large matrix on an accelerator") if few else ("exact", "a small matrix")
-    gram = exact.gram_seconds(A.shape, k) if exact.prefers_gram(A.matrix, k) else exact.lapack_seconds(A.shape)
-    if A.dtype.is_complex:
-        gram *= 4.0
-    return _cheaper(A, k, tol, gram, 2)
+    gram = exact.prefers_gram(A.matrix, k)
+    seconds = exact.gram_seconds(A.matrix, k, tol) if gram else exact.lapack_seconds(A.matrix)
+    return _cheaper(A, k, tol, seconds, 2)
 
 
 def _eigh_choice(A: LinearOperator, k: int, tol: float) -> tuple[str, str]:

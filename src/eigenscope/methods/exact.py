@@ -177,22 +177,27 @@ def _scaled(A: Tensor, exponent: int) -> Tensor:
     return A if exponent == 0 else A * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - (-exponent // 2))
 
 
+NARROW_LIMIT = 1e-4
+"""Tolerance from which a float32 matrix has its Gram matrix formed in float32: the residuals that leaves are near 1e-6."""
+
+
 def prefers_gram(A: Tensor, k: int) -> bool:
     """Whether ``singular_triplets`` tries the Gram route: real, on the CPU, and tall, wide or asked for few."""
     aspect = max(A.shape) / min(A.shape)
     return not A.is_complex() and A.device.type == "cpu" and (aspect >= 2.5 or 3 * k <= min(A.shape))
 
 
-def gram_seconds(shape: tuple[int, int], k: int) -> float:
+def gram_seconds(A: Tensor, k: int, tol: float) -> float:
     """Rough time of k triplets by the Gram route on one CPU core: for comparison with other routes, not for clocks."""
-    long, small = max(shape), min(shape)
-    return (long * small**2 + 4.0 * small**3 + 4.0 * long * small * k) / 45e9
+    long, small = max(A.shape), min(A.shape)
+    narrow = 0.5 if A.dtype == torch.float32 and tol >= NARROW_LIMIT else 1.0
+    return narrow * (long * small**2 + 4.0 * small**3 + 4.0 * long * small * k) / 45e9
 
 
-def lapack_seconds(shape: tuple[int, int]) -> float:
+def lapack_seconds(A: Tensor) -> float:
     """The same of the LAPACK route, whatever k is."""
-    long, small = max(shape), min(shape)
-    return (4.0 * long * small**2 + 22.0 * small**3) / 40e9
+    long, small = max(A.shape), min(A.shape)
+    return (4.0 if A.is_complex() else 1.0) * (4.0 * long * small**2 + 22.0 * small**3) / 40e9
 
 
 def singular_triplets(
@@ -204,7 +209,8 @@ def singular_triplets(
         A: (m, n), any floating dtype. Never changed.
         k: 1 ≤ k ≤ min(m, n).
         method: "auto", "gram" (eigenvectors of the small Gram matrix, then U = AV/σ) or "lapack" (``gesdd``).
-        tol: largest residual accepted as converged, relative to σ₁; default 1e-6.
+        tol: largest residual accepted as converged, relative to σ₁; default 1e-6. From 1e-4 on the Gram matrix of a
+            float32 matrix is formed in float32, and one step of Rayleigh-Ritz made with its eigenvectors.
         which: "largest" or "smallest", the latter by LAPACK alone.
 
     Raises:
@@ -219,6 +225,10 @@ def singular_triplets(
     tolerance = DEFAULT_TOLERANCE if tol is None else tol
     if method == "gram" or (method == "auto" and which == "largest" and prefers_gram(A, k)):
         why = f"{k} of {min(A.shape)} values of a {A.shape[0]}×{A.shape[1]} matrix"
+        if A.dtype == torch.float32 and tolerance >= NARROW_LIMIT:
+            quick = _triplets_by_narrow_gram(A, k, tolerance, f"{why}: float32 Gram matrix and a Rayleigh-Ritz step")
+            if quick is not None and bool(quick.converged.all()):
+                return quick
         result, orthogonality = _triplets_by_gram(A, k, tolerance, f"{why}: eigenvectors of the small Gram matrix")
         good = orthogonality < 1e-9 and float(result.residuals.max()) <= 1e-9 * float(result.values[0])  # type: ignore[union-attr]
         if method == "gram" or good:
@@ -246,6 +256,39 @@ def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spect
     left, right = (small[:, order], long[:, order]) if wide else (long[:, order], small[:, order])
     sigma, norm = sigma[order], float(sigma.max())
     return _with_residuals(A, left, sigma, right, tol, "gram", reason, exponent, norm), orthogonality
+
+
+def _triplets_by_narrow_gram(A: Tensor, k: int, tol: float, reason: str) -> Spectrum | None:
+    """None where the entries leave the range in which float32 can hold their squares."""
+    wide = A.shape[0] < A.shape[1]
+    tall = A.mT if wide else A
+    largest = float(A.abs().max())
+    if not 1e-12 < largest < 1e12:
+        return None
+    size = tall.shape[1]
+    gram = torch.zeros(size, size)
+    add_gram(gram.numpy(), A.contiguous().numpy(), of_rows=wide)
+    _, vectors = symmetric_eigen(gram.numpy(), largest=k)
+    if vectors is None:
+        return None
+    right = torch.linalg.qr(torch.from_numpy(vectors[:, ::-1].copy()).to(torch.float64))[0]
+    # Thin blocks are multiplied from the left, where BLAS is fastest.
+    W = (right.to(torch.float32).mT @ tall.mT).mT.to(torch.float64)
+    left, R = torch.linalg.qr(W)
+    P, sigma, Q = torch.linalg.svd(R)
+    left, right, W = left @ P, right @ Q.mH, W @ Q.mH
+    Z = (left.to(torch.float32).mT @ tall).mT.to(torch.float64)
+    residuals = torch.maximum(
+        torch.linalg.vector_norm(W - left * sigma, dim=0), torch.linalg.vector_norm(Z - right * sigma, dim=0)
+    )
+    top = float(sigma[0])
+    bounds = residuals + lapack_bound((tall.shape[0], size), top, torch.float32)
+    norms = [torch.linalg.vector_norm(rows.to(torch.float64)) for rows in torch.split(A, 64)]
+    return Spectrum(
+        values=sigma, left=right if wide else left, right=left if wide else right, residuals=residuals, bounds=bounds,
+        converged=residuals <= tol * top, kind="singular", shape=(A.shape[0], A.shape[1]), complete=k == size,
+        frobenius=float(torch.linalg.vector_norm(torch.stack(norms))), method="gram", reason=reason,
+    )  # fmt: skip
 
 
 def _triplets_by_lapack(A: Tensor, k: int, tol: float, reason: str, which: str) -> Spectrum:

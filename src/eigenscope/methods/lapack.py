@@ -1,4 +1,4 @@
-"""Two LAPACK/BLAS routines called without holding Python's global lock.
+"""Two LAPACK/BLAS routines, in two precisions, called without holding Python's global lock.
 
 ``scipy.linalg`` keeps the lock during ``eigvalsh``, so two threads run as one. SciPy publishes the addresses
 of the same routines for compiled code (``scipy.linalg.cython_blas``, ``cython_lapack``); a ctypes call to
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack
 
-Array = NDArray[np.float64]
+Array = NDArray[np.float64] | NDArray[np.float32]
 
 
 def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., None]:
@@ -29,39 +29,40 @@ def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., Non
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)
 
 
-_dsyrk = _routine(cython_blas, "dsyrk", 10)
-_dsyevr = _routine(cython_lapack, "dsyevr", 21)
+_SYRK = {np.dtype(kind): _routine(cython_blas, name, 10) for kind, name in (("f8", "dsyrk"), ("f4", "ssyrk"))}
+_SYEVR = {np.dtype(kind): _routine(cython_lapack, name, 21) for kind, name in (("f8", "dsyevr"), ("f4", "ssyevr"))}
 
 
 def _int(value: int) -> Any:
     return ctypes.byref(ctypes.c_int(value))
 
 
-def _real(value: float) -> Any:
-    return ctypes.byref(ctypes.c_double(value))
+def _real(value: float, like: Array) -> Any:
+    return ctypes.byref((ctypes.c_double if like.dtype == np.float64 else ctypes.c_float)(value))
 
 
 def add_gram(total: Array, block: Array, *, of_rows: bool) -> None:
     """Add the Gram matrix of ``block`` to one triangle of ``total``, in place.
 
     Args:
-        total: (n, n) C-contiguous; only its upper triangle is written.
-        block: C-contiguous; (r, n) adds blockᵀ block, or with ``of_rows`` (n, c) adds block blockᵀ.
+        total: (n, n) C-contiguous, float64 or float32; only its upper triangle is written.
+        block: C-contiguous, of the same dtype; (r, n) adds blockᵀ block, or with ``of_rows`` (n, c) adds block blockᵀ.
         of_rows: which of the two.
     """
     n = total.shape[0]
     rows, cols = block.shape
-    if (rows if of_rows else cols) != n or not (block.flags.c_contiguous and total.flags.c_contiguous):
-        raise ValueError(f"block {block.shape} does not fit a Gram matrix of size {n}")
+    sound = block.flags.c_contiguous and total.flags.c_contiguous and block.dtype == total.dtype
+    if (rows if of_rows else cols) != n or not sound:
+        raise ValueError(f"block {block.shape} {block.dtype} does not fit a {total.dtype} Gram matrix of size {n}")
     # Fortran sees the transpose: the C-contiguous (r, n) block is its n×r matrix with leading dimension n.
-    _dsyrk(
-        b"L", b"T" if of_rows else b"N", _int(n), _int(cols if of_rows else rows), _real(1.0),
-        block.ctypes.data, _int(max(cols, 1)), _real(1.0), total.ctypes.data, _int(max(n, 1)),
+    _SYRK[total.dtype](
+        b"L", b"T" if of_rows else b"N", _int(n), _int(cols if of_rows else rows), _real(1.0, total),
+        block.ctypes.data, _int(max(cols, 1)), _real(1.0, total), total.ctypes.data, _int(max(n, 1)),
     )  # fmt: skip
 
 
 def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | None]:
-    """Eigenvalues of a symmetric matrix, ascending, by ``dsyevr``; the ``largest`` ones with vectors if > 0.
+    """Eigenvalues of a symmetric matrix, ascending, by ``dsyevr`` or ``ssyevr``; the ``largest`` ones with vectors if > 0.
 
     Args:
         matrix: (n, n) C-contiguous, read from its upper triangle and **destroyed**.
@@ -75,7 +76,7 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
     """
     n = matrix.shape[0]
     if n == 0:
-        return np.empty(0), None
+        return np.empty(0, matrix.dtype), None
     saved = matrix.copy() if 0 < largest < n else matrix
     values, vectors, info = _syevr(matrix, largest or n, vectors=largest > 0)
     if info == 0 and len(values) < largest:
@@ -83,7 +84,7 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
         values, vectors, info = _syevr(saved, n, vectors=True)
     if info != 0 or len(values) < (largest or n):
         raise ArithmeticError(
-            f"dsyevr returned info={info} and {len(values)} of {largest or n} eigenvalues of a {n}×{n} matrix"
+            f"syevr returned info={info} and {len(values)} of {largest or n} eigenvalues of a {n}×{n} matrix"
         )
     if vectors is None:
         return values, None
@@ -92,20 +93,20 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
 
 def _syevr(matrix: Array, count: int, *, vectors: bool) -> tuple[Array, Array | None, int]:
     n = matrix.shape[0]
-    values, found = np.empty(n), ctypes.c_int()
-    rows = np.empty((count, n)) if vectors else np.empty((1, 1))
+    values, found = np.empty(n, matrix.dtype), ctypes.c_int()
+    rows = np.empty((count, n) if vectors else (1, 1), matrix.dtype)
     support, info = np.empty(2 * n, np.int32), ctypes.c_int()
 
     def call(work: Array, length: int, integers: NDArray[np.int32], integer_length: int) -> None:
-        _dsyevr(
+        _SYEVR[matrix.dtype](
             b"V" if vectors else b"N", b"I" if count < n else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
-            _real(0.0), _real(0.0), _int(n - count + 1), _int(n), _real(0.0), ctypes.byref(found),
+            _real(0.0, matrix), _real(0.0, matrix), _int(n - count + 1), _int(n), _real(0.0, matrix), ctypes.byref(found),
             values.ctypes.data, rows.ctypes.data, _int(n), support.ctypes.data, work.ctypes.data,
             _int(length), integers.ctypes.data, _int(integer_length), ctypes.byref(info),
         )  # fmt: skip
 
-    size, integer_size = np.empty(1), np.empty(1, np.int32)
+    size, integer_size = np.empty(1, matrix.dtype), np.empty(1, np.int32)
     call(size, -1, integer_size, -1)
-    call(np.empty(int(size[0])), int(size[0]), np.empty(integer_size[0], np.int32), int(integer_size[0]))
+    call(np.empty(int(size[0]), matrix.dtype), int(size[0]), np.empty(integer_size[0], np.int32), int(integer_size[0]))
     kept = max(found.value, 0)
     return values[:kept], rows[:kept].T if vectors else None, info.value
