@@ -64,7 +64,7 @@ def singular_triplets(
         block: vectors multiplied at a time; None for a wide block where products are cheap (a matrix in memory)
             and 1 elsewhere.
         max_products: columns to multiply by A and Aᴴ before giving up; measuring the result is not cut short.
-            None for 1000 steps.
+            None for 1000 steps and more for a large k.
         start: (n, s) real or complex vectors near the wanted right singular vectors; the block is then of their rank.
         generator: on the CPU; None for a fresh seed. ``seed`` of the result says which.
 
@@ -245,7 +245,8 @@ class _Run:
         self.norm = norm * scale
         reason = f"{what}, {self.width} {'vector' if self.width == 1 else 'vectors'} at a time"
         if found.unchecked:
-            reason += "; max_products ended the search for missed copies of a value"
+            reason += "; the search for missed copies of a value was not finished"
+        self.unchecked = found.unchecked
         return Spectrum(
             values=values * scale, left=left, right=right, residuals=residuals * scale,
             bounds=(residuals + max(self.A.shape) * eps * norm) * scale, converged=residuals <= self.tol * norm,
@@ -254,8 +255,13 @@ class _Run:
         )  # fmt: skip
 
     def told(self, result: Spectrum) -> Spectrum:
-        """The result; a warning where some of it did not converge."""
+        """The result; a warning where some of it did not converge, or may be missing."""
         failed = int((~result.converged).sum())
+        if self.unchecked and not failed:
+            warnings.warn(
+                f"the {self.k} pairs converged, but the search for missed copies of a multiple value was not finished;"
+                " raise max_products or block", ConvergenceWarning, stacklevel=3,
+            )  # fmt: skip
         if failed and result.residuals is not None:
             eps = torch.finfo(self.A.dtype).eps
             remedy = "raise max_products or tol" if self.max_products is not None else "raise tol"

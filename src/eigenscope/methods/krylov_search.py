@@ -12,7 +12,7 @@ from torch import Tensor
 from eigenscope.methods.recurrence import Lanczos, Products, Recurrence, Ritz
 
 MAX_STEPS = 1000
-"""Block steps after which the search gives up where no ``max_products`` does it earlier."""
+"""Block steps after which the search gives up where no ``max_products`` does it earlier, and 50·k/b more."""
 
 NEAR = 1e-4
 """Values no further apart, relative to ‖A‖, may count as copies of one, if the tolerance does not tell them apart."""
@@ -112,7 +112,7 @@ class Search:
     def run(self) -> Found:
         """Search until done, out of budget, or at the end of the space."""
         found = None
-        while found is None and self.step < MAX_STEPS:
+        while found is None and self.step < MAX_STEPS + 50 * self.task.k // self.task.width:
             self._make_room()
             if self.products.count + self._per_column * self.state.next.shape[1] > self.task.budget:
                 break
@@ -187,7 +187,11 @@ class Search:
         if self.task.relative:
             goal = torch.minimum(goal, 0.1 * ritz.values[chosen])
         goal = goal.clamp(min=max(4.0 * self.state.eps * self._norm, 1e-300))
-        excess = float((ritz.residuals[chosen] / goal).max())
+        # Values that rounding does not tell apart may come out of the measurement with their vectors mixed.
+        values = ritz.values[chosen]
+        alike = (values[:, None] - values).abs() <= 100.0 * self.state.eps * self._norm
+        residuals = (alike.to(goal.dtype) @ ritz.residuals[chosen].square()).sqrt()
+        excess = float((residuals / goal).max())
         if excess <= 1.0:
             return True
         self._next_look = self.step + 1
@@ -229,4 +233,6 @@ class Search:
             return limit
         gap = min(1.0, min(gaps) / width)
         growth = math.acosh(1.0 + 2.0 * gap)
-        return min(limit, math.ceil(math.acosh(100.0 * math.sqrt(self.state.length / gap)) / growth))
+        needed = math.ceil(math.acosh(100.0 * math.sqrt(self.state.length / gap)) / growth)
+        restarted = needed * task.width > task.capacity - task.k  # and slower for it
+        return min(limit, 2 * needed if restarted else needed)
