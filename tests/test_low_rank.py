@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 import eigenscope as es
 from cases import SPECTRA, gaussian, with_spectrum
 from eigenscope.errors import InputError
-from eigenscope.methods.adaptive import NORM_FAILURE, PROBES, SAMPLED_FACTOR, SAMPLED_FAILURE, adaptive_svd
+from eigenscope.methods.adaptive import (
+    NORM_ALPHA,
+    NORM_FAILURE,
+    PROBES,
+    SAMPLED_FACTOR,
+    SAMPLED_FAILURE,
+    _Basis,
+    _Spectral,
+    adaptive_svd,
+)
+from eigenscope.methods.recurrence import Products
 from eigenscope.methods.streaming import single_pass_svd, two_pass_svd
 
 NORMS = {"frobenius": "fro", "spectral": 2}
@@ -131,6 +141,17 @@ def test_chance_of_failure_of_the_sampled_norm_is_no_less_than_simulated():
     # Halko et al., Lemma 4.1, for the spectral norm: P(α√(2/π)·max|gᵢ| < 1) ≤ α^−q.
     seen = np.mean(3.0 * math.sqrt(2 / math.pi) * np.abs(draws).max(axis=1) < 1.0)
     assert 0.2 * 3.0**-4 < seen < 3.0**-4
+
+
+def test_spectral_bound_has_its_factor_and_no_more():
+    """Of a matrix of rank one it is σ·(α√(2/π)·max|gᵢ|)^(1/7) for 16 standard normal gᵢ."""
+    A = es.Dense(with_spectrum(30, 20, torch.tensor([0.1], dtype=torch.float64), 3))
+    ratios = []
+    for seed in range(50):
+        basis = _Basis.empty(Products(A), 1, 20, seeded(seed))
+        ratios.append(_Spectral(basis).rest().bound * basis.products.scale / 0.1)
+    lowest, highest = ((NORM_ALPHA * math.sqrt(2 / math.pi) * g) ** (1 / 7) for g in (0.8, 4.5))
+    assert all(lowest < ratio < highest for ratio in ratios)
 
 
 def test_operators_need_their_norm_only_for_the_frobenius_error():
@@ -257,6 +278,14 @@ def test_expected_error_obeys_tropp_and_others(name, sketch):
     ratio = estimates / squares
     assert abs(ratio.mean() - 1.0) < 5 * ratio.std() / math.sqrt(40)
     assert all(math.sqrt(square) <= run.bound for square, run in zip(squares, runs, strict=True))
+
+
+def test_triplets_beyond_the_rank_are_converged_zeros():
+    A = with_spectrum(60, 40, torch.tensor([1.0, 1e-3], dtype=torch.float64), 3)
+    spectrum = two_pass_svd(lambda: A.split(7), 40, 6, tol=1e-12, generator=seeded(0)).spectrum
+    assert bool(spectrum.converged.all())
+    assert torch.all(spectrum.residuals < 1e-14)
+    assert torch.all(spectrum.values[2:] < 1e-14)
 
 
 def test_a_larger_sketch_and_a_second_pass_help():

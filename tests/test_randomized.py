@@ -155,7 +155,18 @@ def test_small_values_are_lost_without_orthonormalisation_between_passes():
     assert range_error(A, range_finder(A, 11, power=3, generator=seeded(0)), 2) < 1e-14
     for krylov in (True, False):
         found = randomized_svd(A, 11, oversampling=0, power=3, krylov=krylov, generator=seeded(0)).values
-        assert torch.allclose(found, values, rtol=1e-4)
+        assert torch.allclose(found, values, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("krylov", [True, False])
+def test_values_below_the_root_of_eps_survive_the_small_decomposition(krylov):
+    """A Gram matrix of B would hold nothing below 1e-8·σ₁."""
+    values = torch.logspace(0, -12, 40, dtype=torch.float64)
+    A = with_spectrum(60, 50, values, 6)
+    found = randomized_svd(A, 35, oversampling=3, power=1, krylov=krylov, generator=seeded(0)).values
+    assert torch.allclose(found[:30], values[:30], rtol=1e-3, atol=0)
+    squared = torch.linalg.eigvalsh(A.T @ A).flip(0).clamp(min=0).sqrt()
+    assert not torch.allclose(squared[:30], values[:30], rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("name", ["flat", "decaying", "polynomial", "repeated", "clustered"])
