@@ -152,6 +152,28 @@ def test_nested_dictionaries_are_named_by_their_path(tmp_path: Path) -> None:
     assert same(checkpoint.read("model.a.weight"), w)
 
 
+def test_names_that_collide_lose_no_tensor(tmp_path: Path) -> None:
+    torch.save({"a.b": torch.ones(2, 3), "a": {"b": torch.zeros(4, 5)}}, tmp_path / "x.pt")
+    checkpoint = open_checkpoint(tmp_path / "x.pt")
+    assert {name: info.shape for name, info in checkpoint.tensors.items()} == {"a.b": (2, 3), "a.b'": (4, 5)}
+    assert float(checkpoint.read("a.b'").sum()) == 0.0
+
+
+def test_a_trainers_own_files_are_no_weights(tmp_path: Path) -> None:
+    torch.save({"q_proj.weight": torch.ones(2, 3)}, tmp_path / "pytorch_model.bin")
+    for name in ("rng_state.pth", "scaler.pt", "optimizer.pt", "scheduler.pt", "training_args.bin"):
+        torch.save({"state": torch.ones(3, 3)}, tmp_path / name)
+    assert list(open_checkpoint(tmp_path).tensors) == ["q_proj.weight"]
+
+
+def test_a_nested_tensor_is_not_readable_and_ends_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch calls nested tensors a prototype
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    _, coverage = list_matrices(MemoryCheckpoint({"a": nested, "b.weight": torch.ones(2, 3)}))
+    assert [(entry.tensor, entry.outcome) for entry in coverage] == [("a", "not readable"), ("b.weight", "read")]
+
+
 def test_arrays_of_any_layout_are_read_and_others_are_named() -> None:
     base = np.arange(12, dtype=np.float32).reshape(3, 4)
     frozen = base.copy()

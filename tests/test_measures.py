@@ -156,3 +156,8 @@ def test_storage_epsilon_of_every_format():
     assert conditioning.storage_eps("float8_e4m3fn") == 2.0**-3
     assert conditioning.storage_eps("Q4_1") == 2.0**-23
     assert conditioning.storage_eps("int8") == 2.0**-23
+
+
+def test_complex_formats_have_the_epsilon_of_their_parts():
+    assert conditioning.storage_eps("complex128") == conditioning.storage_eps("float64") == 2.0**-52
+    assert conditioning.storage_eps("complex64") == conditioning.storage_eps("Q4_1") == 2.0**-23

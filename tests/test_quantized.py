@@ -183,6 +183,12 @@ PACKED: dict[str, tuple[str, dict[str, Tensor]]] = {
     "compressed-tensors": (P + "weight_packed", {
         P + "weight_packed": integers(64, 8, dtype=torch.int32), P + "weight_scale": draw(64, 2),
         P + "weight_shape": integers(2, dtype=torch.int64), P + "weight_zero_point": integers(8, 2, dtype=torch.int32)}),
+    "MLX": (P + "weight", {
+        P + "weight": integers(64, 8, dtype=torch.uint32), P + "scales": draw(64, 1).half(),
+        P + "biases": draw(64, 1).half()}),
+    "quanto": (P + "weight._data", {
+        P + "weight._data": integers(64, 64, dtype=torch.int8), P + "weight._scale": draw(64, 1)}),
+    "HQQ": (P + "W_q", {P + "W_q": integers(32, 64), P + "scale": draw(64, 1), P + "zero": draw(64, 1)}),
     "4-bit floats": (P + "weight", {
         P + "weight": integers(64, 32), P + "weight_scale": torch.ones(64, 4).to(E4M3), P + "weight_scale_2": draw()}),
 }  # fmt: skip

@@ -18,7 +18,9 @@ import eigenscope as es
 from eigenscope.engine.runfile import RunFile
 from eigenscope.errors import RunFileError
 
-COMMAND = [sys.executable, "-c", "from eigenscope.cli.main import main; main()"]
+# Where the tests run in the background of a shell it ignores interrupts, and its children inherit that.
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{INTERRUPTIBLE}; from eigenscope.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,18 @@ def test_bad_gguf(case: str, tmp_path: Path, monkeypatch: Any, capsys: Any, litt
     refused(tmp_path / "x.gguf", pattern, monkeypatch, capsys)
 
 
+def test_gguf_tensors_that_overlap_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    pytest.importorskip("gguf")
+    tensors = {"a.weight": ((4, 8), 0, bytes(128)), "b.weight": ((4, 8), 0, bytes(128))}
+    content = gguf_bytes(tensors)
+    second = struct.pack("<IQ", 0, 128)
+    assert content.count(second) == 1
+    (tmp_path / "x.gguf").write_bytes(content)
+    assert len(open_checkpoint(tmp_path / "x.gguf").tensors) == 2
+    (tmp_path / "x.gguf").write_bytes(content.replace(second, struct.pack("<IQ", 0, 64)))
+    refused(tmp_path / "x.gguf", "overlap", monkeypatch, capsys)
+
+
 def test_a_gguf_name_that_stands_twice(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     pytest.importorskip("gguf")
     both = gguf_bytes({"a.weight": ((2, 2), 0, FOUR), "b.weight": ((2, 2), 0, FOUR)})
@@ -210,6 +222,16 @@ def _other_zip(path: Path) -> None:
         archive.writestr("hello.txt", "hello")
 
 
+def _short_record(path: Path) -> None:
+    """The record of a tensor cut off: mapped, the bytes that follow it would be read as its own."""
+    whole = path.with_suffix(".whole")
+    torch.save({"a": torch.full((10, 10), 3.0), "b": torch.ones(100, 100)}, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as forged:
+        for name in archive.namelist():
+            content = archive.read(name)
+            forged.writestr(name, content[:40] if name.endswith("data/0") else content)
+
+
 BAD_PYTORCH: dict[str, tuple[Callable[[Path], object], str]] = {
     "TorchScript": (_script, "refused: a TorchScript archive holds a program"),
     "a module": (_module_itself, r"refused: it would run torch\.nn\.modules\.linear\.Linear"),
@@ -217,6 +239,7 @@ BAD_PYTORCH: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (_nested, "more than 64 deep"),
     "multiplying": (_multiplying, "no tensor"),
     "cycle": (_cycle, "no tensor"),
+    "a short record": (_short_record, "promises a record of 400 bytes"),
     "another zip": (_other_zip, "not a sound PyTorch file"),
     "no tensor": (lambda path: torch.save({"epoch": 3}, path), "holds a dict and no tensor"),
     "no bytes": (lambda path: path.write_bytes(b""), "not a sound PyTorch file"),

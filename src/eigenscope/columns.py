@@ -362,7 +362,7 @@ COLUMNS: tuple[Column, ...] = (
         "conv_norm",
         "conv norm",
         "number",
-        "Operator norm of the 2-D convolution itself with circular padding on the stated grid, for Conv2d only.",
+        "Operator norm of the 2-D convolution itself on the stated grid, for Conv2d only: circular padding, stride and dilation 1.",
         "Sedghi, Gupta & Long, ICLR 2019, Theorem 6",
         "log",
     ),

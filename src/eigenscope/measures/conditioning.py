@@ -57,7 +57,7 @@ def ridge_for_condition(values: Array, target: float) -> float | None:
 def storage_eps(dtype: str) -> float:
     """Machine epsilon of a storage format; of float32 for block-quantised ones, which are dequantised to it."""
     known = getattr(torch, dtype, None)
-    if isinstance(known, torch.dtype) and known.is_floating_point:
+    if isinstance(known, torch.dtype) and (known.is_floating_point or known.is_complex):
         return float(torch.finfo(known).eps)
     return float(torch.finfo(torch.float32).eps)
 

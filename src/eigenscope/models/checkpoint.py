@@ -220,6 +220,8 @@ def describe(name: str, value: Tensor | np.ndarray[Any, Any]) -> TensorInfo:
         return TensorInfo(name, value.shape, label, value.nbytes)
     if isinstance(value, torch.nn.UninitializedParameter | torch.nn.UninitializedBuffer):
         return TensorInfo(name, (), _label(value.dtype), 0, "a lazy parameter that has no shape yet")
+    if value.is_nested:
+        return TensorInfo(name, (), _label(value.dtype), 0, "a nested tensor is not read")
     problem = ""
     if value.layout != torch.strided:
         problem = f"layout {value.layout} is not read"

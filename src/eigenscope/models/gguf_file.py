@@ -9,6 +9,7 @@ import math
 import mmap
 import struct
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,6 +60,16 @@ class GGUFCheckpoint(Checkpoint):
                 )  # fmt: skip
             tensors[name] = TensorInfo(name, shape, label, nbytes or 0, problem)
             places[name] = header.data + offset, kind
+        # One block of data under many names would cost a reader any amount of work.
+        spans = sorted(
+            (places[name][0], places[name][0] + info.nbytes, name) for name, info in tensors.items() if info.nbytes
+        )
+        for (_, stop, first), (start, _, second) in pairwise(spans):
+            if start < stop:
+                raise SourceError(
+                    f"tensors {first!r} and {second!r} overlap", where=str(path),
+                    remedy="the file is damaged or forged; download it again",
+                )  # fmt: skip
         count = header.values.get("split.count", 1)
         part = f"{path.name} is one of {count} parts; the others are not read"
         notes = (part,) if isinstance(count, int) and count > 1 else ()

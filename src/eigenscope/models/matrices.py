@@ -82,6 +82,8 @@ def list_matrices(checkpoint: Checkpoint) -> tuple[tuple[Matrix, ...], tuple[Cov
             found, reason = _matrices_of(info, checkpoint, *layers[info.name])
             if found:
                 outcome = "not readable" if found[0].problem else "read"
+        elif reason == info.problem:
+            outcome = "not readable"
         matrices.extend(found)
         coverage.append(Coverage(info.name, info.shape, info.dtype, outcome, reason, len(found)))
     return tuple(_distinct(matrices)), tuple(coverage)
@@ -202,7 +204,7 @@ def _not_a_matrix(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str:
     if last in BUFFERS:
         return f"buffer {last}"
     if not shape:
-        return "a scalar"
+        return info.problem or "a scalar"
     if quantized.packed(info, tensors):
         return ""
     if len(shape) == 1 or (len(shape) > 2 and max(shape) == math.prod(shape) and not ENDING.search("." + name)):

@@ -102,10 +102,15 @@ def _describe(name: str, tensor: Tensor, path: Path) -> TensorInfo:
 
 def _load(path: Path, mapped: bool) -> dict[str, Tensor]:
     try:
-        if mapped:
-            _check_archive(path)
+        sizes = _check_archive(path) if mapped else None
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        tensors = dict(walk(content))
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in walk(content):
+            while name in tensors:  # {"a.b": …, "a": {"b": …}}
+                name += "'"
+            tensors[name] = tensor
+        if sizes is not None:
+            _check_sizes(tensors, sizes)
     except Exception as error:  # what a damaged or forged pickle can raise is no closed list
         raise _explained(error, path) from error
     if not tensors:
@@ -118,8 +123,8 @@ def _is_archive(path: Path) -> bool:
         return stream.read(4) == b"PK\x03\x04"  # what PyTorch goes by
 
 
-def _check_archive(path: Path) -> None:
-    """PyTorch stores its records as they are; compressed ones could unpack to any size."""
+def _check_archive(path: Path) -> set[int]:
+    """PyTorch stores its records as they are; compressed ones could unpack to any size. The sizes of the data."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if any(record.filename.endswith("/constants.pkl") for record in records):
@@ -127,6 +132,16 @@ def _check_archive(path: Path) -> None:
     packed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise ValueError(f"its record {packed[0]!r} is compressed, which PyTorch's never are")
+    return {record.file_size for record in records if "/data/" in record.filename}
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], sizes: set[int]) -> None:
+    """Each tensor's storage must be as long as a record: mapped, PyTorch itself would read into the next one."""
+    for name, tensor in tensors.items():
+        if tensor.layout == torch.strided and tensor.device.type == "cpu":
+            nbytes = tensor.untyped_storage().nbytes()
+            if nbytes and nbytes not in sizes:
+                raise ValueError(f"tensor {name!r} promises a record of {nbytes} bytes, and there is none")
 
 
 def _explained(error: Exception, path: Path) -> SourceError:

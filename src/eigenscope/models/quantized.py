@@ -23,7 +23,9 @@ SCALES = {"": ("_scale_inv", "_scale", "_scales"), ".weight": (".scale_weight", 
 COMPANIONS = {
     "": ("_scale_inv", "_scale", "_scales", "_scale_2", "_global_scale", "_zero_point", ".absmax", ".quant_map",
          ".nested_absmax", ".nested_quant_map"),
-    ".weight": (".scale_weight", ".scale", ".SCB", ".weight_format"),
+    ".weight": (".scale_weight", ".scale", ".scales", ".biases", ".SCB", ".weight_format"),
+    "._data": ("._scale", "._shift"),
+    ".W_q": (".scale", ".zero"),
     ".qweight": (".scales", ".qzeros", ".g_idx"),
     "_packed": ("_scale", "_global_scale", "_zero_point", "_shape", "_g_idx"),
     "_blocks": ("_scales",),
@@ -49,7 +51,7 @@ def is_companion(name: str, tensors: Mapping[str, TensorInfo]) -> bool:
     for ending, replacements in COMPANIONS.items():
         for replacement in replacements:
             served = tensors.get(name.removesuffix(replacement) + ending) if name.endswith(replacement) else None
-            if served is not None and served.dtype.startswith(("int", "uint", "float8")):
+            if served is not None and served.dtype.startswith(("int", "uint", "float8", "F4", "F6")):
                 return True
     return False
 
@@ -61,6 +63,12 @@ def packed(info: TensorInfo, tensors: Mapping[str, TensorInfo]) -> str:
         return ""
     if name.endswith(".qweight"):
         return "packed integers of GPTQ or AWQ"
+    if name.endswith(".weight") and info.dtype == "uint32" and name.removesuffix("weight") + "scales" in tensors:
+        return "packed integers of MLX"
+    if name.endswith("._data") and name.removesuffix("data") + "scale" in tensors:
+        return "integers of quanto"
+    if name.endswith(".W_q") and name.removesuffix("W_q") + "scale" in tensors:
+        return "packed integers of HQQ"
     if name.endswith("weight_packed"):
         return "packed integers of compressed-tensors"
     if name.endswith("_blocks") and name.removesuffix("_blocks") + "_scales" in tensors:

@@ -87,7 +87,8 @@ SHARED_EXPERT = re.compile(r"shared_expert|_shexp|shared_mlp")
 EXPERT = re.compile(r"experts?[._]|_exps$|(?:^|\.)(?:block_sparse_moe|mlp)\.(?:in|out)put_linear$")
 RECURRENT = re.compile(r"(?:^|\.)weight_(?P<kind>ih|hh|hr)(?:_l(?P<layer>[0-9]{1,6}))?(?P<reverse>_reverse)?$")
 ENDING = re.compile(
-    r"(?:\.(?:weight(?:_v|_orig|_packed)?|qweight|parametrizations\.weight\.original[01]?)|_blocks)$", re.IGNORECASE
+    r"(?:\.(?:weight(?:_v|_orig|_packed|\._data)?|qweight|W_q|parametrizations\.weight\.original[01]?)|_blocks)$",
+    re.IGNORECASE,
 )
 """What stands behind the name of the map: the parameter, its normalised or quantised form."""
 BLOCKS = ("blocks", "layers", "albert_layers")

@@ -22,7 +22,8 @@ KINDS = ((".safetensors",), (".gguf",), PYTORCH_ENDINGS)
 """In order of preference; an index of one kind is of no interest where only files of another are."""
 ENDINGS = (".safetensors", ".gguf", *PYTORCH_ENDINGS)
 INDEX_ENDING = ".index.json"
-NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt")
+NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "random_states")
+"""What the names of a trainer's own files begin with."""
 OF_MODULES = ("transposed_convolutions", "convolution_groups")
 """What is known of a live module's convolutions; a file's configuration has no say in it."""
 
@@ -118,7 +119,7 @@ def _open_folder(folder: Path, source: str) -> Checkpoint:
     config = _config(folder)
     for endings in KINDS:
         indexes = [name for name in names if name.endswith(tuple(ending + INDEX_ENDING for ending in endings))]
-        weights = [name for name in names if Path(name).suffix in endings and name not in NO_WEIGHTS]
+        weights = [name for name in names if Path(name).suffix in endings and not name.startswith(NO_WEIGHTS)]
         if not weights:
             continue
         several = indexes if len(indexes) > 1 else weights if endings == (".gguf",) and len(weights) > 1 else []
