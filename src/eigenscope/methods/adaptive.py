@@ -1,8 +1,9 @@
 """The smallest truncated SVD that meets an error asked for, with a bound on the error that it has.
 
-The basis Q grows by blocks of random directions, each turned towards what A − QQᴴA holds most of, until that is small enough
-(Martinsson & Voronin, SIAM J. Sci. Comput. 38(5), 2016; Yu, Gu & Li, SIAM J. Matrix Anal. Appl. 39(3), 2018). A block that
-continued a Krylov space would cost half of the products, but at the end, where it adds next to nothing, it is mostly rounding.
+The basis Q grows by blocks of random directions, each turned towards what A − QQᴴA holds most of, until that is small
+enough (Martinsson & Voronin, SIAM J. Sci. Comput. 38(5), 2016; Yu, Gu & Li, SIAM J. Matrix Anal. Appl. 39(3), 2018).
+A block that continued a Krylov space would cost half of the products, but at the end, where it adds next to nothing,
+it is mostly rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from eigenscope.errors import InputError
 from eigenscope.methods.probes import check_count, gaussian, source
-from eigenscope.methods.randomized import known_frobenius, swapped, triplets
+from eigenscope.methods.randomized import known_frobenius, sketched, swapped, triplets
 from eigenscope.methods.recurrence import Products, orthonormalise, wide
 from eigenscope.operators.arrays import as_operator
 from eigenscope.operators.base import LinearOperator
@@ -24,12 +25,14 @@ from eigenscope.results import Spectrum
 
 POWER = 1
 """Applications of AᴴA to each block before it joins the basis."""
+SLACK, REFINEMENTS = 2, 2
+"""How far above the least possible rank the result may lie, and how often the basis is then improved."""
 PROBES = 16
 SAMPLED_FACTOR = 4.0
 SAMPLED_FAILURE = (math.exp(1.0 - SAMPLED_FACTOR**-2) / SAMPLED_FACTOR**2) ** (PROBES / 2)
 """4e-7: chance that the Frobenius norm exceeds four times its root mean square over the probes."""
 NORM_ALPHA = 4.0
-NORM_POWER = 3
+NORM_POWER = 7
 NORM_FAILURE = NORM_ALPHA**-PROBES
 """2e-10: chance that the spectral norm exceeds its bound."""
 
@@ -44,7 +47,8 @@ class LowRankResult:
         error: the error as far as known; what it may be at most is ``bound``.
         bound: the error is at most this…
         failure: …but for this probability; 0.0 where nothing was sampled.
-        least_rank: no approximation of lower rank than this has an error within the target; 0 where nothing tells.
+        least_rank: no approximation of lower rank than this has an error within the target (in the spectral norm,
+            relative to ‖A‖₂ as found); 0 where nothing tells.
         met: whether ``bound`` is within the target; None where there was none.
     """
 
@@ -90,6 +94,15 @@ class _Basis:
         self.energies.append(float(torch.linalg.vector_norm(last, dtype=wide(last.dtype))) ** 2)
         return self.Q.shape[1] < self.capacity
 
+    def refine(self) -> None:
+        """Apply AAᴴ to the whole basis: the same columns, closer to the leading singular vectors."""
+        image = self.products.forward(torch.linalg.qr(self.B)[0])
+        sizes = torch.linalg.vector_norm(image, dim=0)
+        floor = 8.0 * math.sqrt(image.shape[0]) * torch.finfo(image.dtype).eps * float(sizes.max())
+        self.Q = orthonormalise(image, image[:, :0], floor, self.capacity)[0]
+        self.B = self.products.backward(self.Q)
+        self.energies = [float(torch.linalg.vector_norm(self.B, dtype=wide(self.B.dtype))) ** 2]
+
     def _orthogonal(self, start: Tensor, room: int) -> Tensor:
         image = self.products.forward(start)
         sizes = torch.linalg.vector_norm(image, dim=0)
@@ -107,16 +120,23 @@ class _Basis:
         eps = torch.finfo(self.Q.dtype).eps
         return 4.0 * math.sqrt(max(self.products.A.shape)) * eps + self.Q.shape[1] * torch.finfo(torch.float64).eps
 
-    def complement(self, X: Tensor) -> Tensor:
-        """X − QQᴴX."""
+    def leading(self, rank: int) -> Tensor:
+        """(m, r) the leading left singular vectors of QBᴴ."""
+        coefficients = torch.linalg.svd(torch.linalg.qr(self.B)[1])[2][:rank].mH
+        leading: Tensor = self.Q @ coefficients
+        return leading
+
+    def complement(self, X: Tensor, Q: Tensor | None = None) -> Tensor:
+        """X − QQᴴX, for the basis or other orthonormal columns."""
+        Q = self.Q if Q is None else Q
         for _ in range(2):
-            X = X - self.Q @ (self.Q.mH @ X)
+            X = X - Q @ (Q.mH @ X)
         return X
 
 
 @dataclass(frozen=True)
 class _Rest:
-    """‖A − QQᴴA‖ in units of the scale: estimate, bound, chance that the bound fails, and what rounding adds to both."""
+    """‖A − QQᴴA‖ in units of the scale: estimate, bound, chance that the bound fails, and what rounding adds."""
 
     error: float
     bound: float
@@ -137,15 +157,15 @@ def adaptive_svd(
 ) -> LowRankResult:
     """Truncated SVD of the smallest rank found whose error is at most ``error``·‖A‖.
 
-    *Frobenius*: ‖A − QQᴴA‖_F² = ‖A‖_F² − ‖QᴴA‖_F², exact but for rounding (Yu, Gu & Li, SIAM J. Matrix Anal. Appl. 39(3),
-    2018, Theorem 3: worthless below √eps·‖A‖_F). Where rounding may hide the difference, it is sampled: for E = A − QQᴴA and q
-    Gaussian probes, ‖E‖_F² ≤ t·mean ‖Eωᵢ‖² but for probability (e^(1−1/t)/t)^(q/2) (Tropp, Yurtsever, Udell & Cevher, SIAM
-    J. Sci. Comput. 41(4), 2019, §6).
+    *Frobenius*: ‖A − QQᴴA‖_F² = ‖A‖_F² − ‖QᴴA‖_F², exact but for rounding (Yu, Gu & Li, SIAM J. Matrix Anal. Appl.
+    39(3), 2018, Theorem 3: worthless below √eps·‖A‖_F). Where rounding may hide the difference, it is sampled: for E
+    = A − QQᴴA and q Gaussian probes, ‖E‖_F² ≤ t·mean ‖Eωᵢ‖² but for probability (e^(1−1/t)/t)^(q/2) (Tropp,
+    Yurtsever, Udell & Cevher, SIAM J. Sci. Comput. 41(4), 2019, §6).
     *Spectral*: Halko, Martinsson & Tropp 2011, eq. 4.3, ‖E‖₂ ≤ α√(2/π)·max ‖Eωᵢ‖ but for probability α^−q, applied to
-    (EEᴴ)³E, whose norm is ‖E‖₂⁷: the seventh root leaves little of the factor (Dixon, SIAM J. Numer. Anal. 20(4), 1983).
+    (EEᴴ)⁷E, whose norm is ‖E‖₂¹⁵: the root leaves little of the factor (Dixon, SIAM J. Numer. Anal. 20(4), 1983).
 
-    The rank is then cut as far as the error allows. Where the values fall slowly the spectral bound, some 1.3 times the
-    norm, keeps more values than the best possible rank; ``least_rank`` says how many that has at least.
+    The rank is then cut as far as the error allows. The spectral bound is some 1.15 times the norm, and keeps that much
+    more. For ranks far below min(m, n): where the values fall slowly, ``svd`` of the whole matrix is faster.
 
     Args:
         A: (m, n) operator, tensor, ndarray or SciPy sparse matrix. Never changed.
@@ -165,8 +185,7 @@ def adaptive_svd(
     """
     operator = as_operator(A)
     limit = min(operator.shape)
-    check_count(limit, "min(m, n)")
-    _check(error, norm, block, max_rank)
+    _check(limit, error, norm, block, max_rank)
     total = _total(operator, norm, frobenius)
     generator, seed = source(generator)
     flipped = operator.shape[0] < operator.shape[1]
@@ -201,29 +220,33 @@ class _Found:
 
 def _searched(basis: _Basis, judge: _Frobenius | _Spectral, error: float, most: int) -> _Found:
     """Grow until the error is met and the rank is near the least possible."""
-    growing, extra, checks = True, 0, 0
+    full, improved, extra, checks = False, False, 0, 0
     while True:
-        growing = basis.grow() and growing
+        if not (full or improved):
+            full = not basis.grow()
         target = error * judge.norm()
-        if growing and judge.hopeless(target):
+        if not (full or improved) and judge.hopeless(target):
             continue
         rest = judge.rest()
         checks += rest.failure > 0.0
-        if rest.bound + rest.rounding > target and growing:
+        if not full and rest.bound + rest.rounding > target:
+            improved = False
             continue
-        tails = judge.tails(_values(basis))
+        tails = judge.tails(_values(basis.B))
         meets = torch.nonzero(tails.square() + rest.bound**2 <= max(target - rest.rounding, 0.0) ** 2)
         rank = int(meets[0]) if len(meets) else len(tails) - 1
         least = int((tails > target + rest.rounding).sum())
-        if not growing or extra == 2 or rank - least <= 2 + rank // 50:
+        if rank - least <= SLACK + rank // 50 or extra == REFINEMENTS:
             rank = min(rank, most)
-            return _Found(rank, least, float(tails[rank]), rest, target, max(checks, 1))
-        extra += 1
+            found = _Found(rank, least, float(tails[rank]), rest, target, max(checks, 1))
+            return judge.narrowed(found)
+        basis.refine()
+        improved, extra = True, extra + 1
 
 
-def _values(basis: _Basis) -> Tensor:
-    """(l,) singular values of B, descending, float64 on the CPU."""
-    found: Tensor = torch.linalg.svdvals(torch.linalg.qr(basis.B)[1].to(wide(basis.B.dtype))).cpu()
+def _values(B: Tensor) -> Tensor:
+    """(l,) singular values of B (n, l), descending, float64 on the CPU."""
+    found: Tensor = torch.linalg.svdvals(torch.linalg.qr(B)[1].to(wide(B.dtype))).cpu()
     return found
 
 
@@ -261,33 +284,55 @@ class _Frobenius:
         squares = torch.cat([values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
         return squares.sqrt()
 
+    def narrowed(self, found: _Found) -> _Found:
+        """Nothing to gain: by Pythagoras the bound was exact."""
+        return found
+
 
 class _Spectral:
     """‖A − QQᴴA‖₂ by the power method with a probability bound."""
 
     def __init__(self, basis: _Basis) -> None:
         self.basis = basis
+        products = basis.products
+        found = sketched(products, min(8, *products.A.shape), 8, True, basis.generator)[1]
+        self.largest = float(_values(found)[0])
 
     def norm(self) -> float:
-        return float(_values(self.basis)[:1].sum())
+        """‖A‖₂ from below, by block Krylov iteration."""
+        return self.largest
 
     def hopeless(self, target: float) -> bool:
-        last = self.basis.B[:, -1:]
-        return bool(last.numel()) and float(torch.linalg.vector_norm(last)) > target
+        """Whether the last block was still so large that what remains cannot be small enough."""
+        last = self.basis.B[:, -self.basis.block :]
+        return float(_values(last)[:1].sum()) > target
 
-    def rest(self) -> _Rest:
+    def rest(self, Q: Tensor | None = None) -> _Rest:
         basis, products = self.basis, self.basis.products
         X = gaussian(products.A, PROBES, basis.generator)
         logs = torch.zeros(PROBES, dtype=torch.float64, device=X.device)
         sizes = logs
         for step in range(2 * NORM_POWER + 1):
-            X = basis.complement(products.forward(X)) if step % 2 == 0 else products.backward(X)
+            X = basis.complement(products.forward(X), Q) if step % 2 == 0 else products.backward(X)
             sizes = torch.linalg.vector_norm(X, dim=0).to(torch.float64)
             logs = logs + sizes.log()
             X = X / sizes.clamp(min=torch.finfo(X.dtype).tiny).to(X.dtype)
         exponent = 1.0 / (2 * NORM_POWER + 1)
         bound = math.exp((float(logs.max()) + math.log(NORM_ALPHA * math.sqrt(2.0 / math.pi))) * exponent)
         return _Rest(float(sizes.max()), bound, NORM_FAILURE, self.basis.rounding() * self.norm())
+
+    def narrowed(self, found: _Found) -> _Found:
+        """A lower rank where the norm of A less that many triplets certifies it, and not a sum of two bounds."""
+        low, checks = found.least, found.checks
+        while found.rank - low > SLACK + found.rank // 50:
+            rank = (low + found.rank) // 2
+            rest = self.rest(self.basis.leading(rank))
+            checks += 1
+            if rest.bound + rest.rounding <= found.target:
+                found = replace(found, rank=rank, rest=rest, tail=0.0)
+            else:
+                low = rank + 1
+        return replace(found, checks=checks)
 
     def tails(self, values: Tensor) -> Tensor:
         """(l + 1,) error of cutting B to 0, 1, … l values."""
@@ -302,11 +347,12 @@ def _total(A: LinearOperator, norm: str, frobenius: float | None) -> float | Non
     return total
 
 
-def _check(error: float, norm: str, block: int, max_rank: int | None) -> None:
+def _check(limit: int, error: float, norm: str, block: int, max_rank: int | None) -> None:
     if norm not in ("frobenius", "spectral"):
         raise InputError(f"unknown norm {norm!r}", expected="frobenius or spectral")
     if not 0.0 < error < 1.0:
         raise InputError(f"error = {error}", expected="0 < error < 1, relative to the norm of A")
+    check_count(limit, "min(m, n)")
     check_count(block, "block")
     if max_rank is not None:
         check_count(max_rank, "max_rank")

@@ -1,7 +1,8 @@
 """The classical factorisations, by LAPACK, each with its backward error measured and not assumed.
 
-All are computed in float64 (complex128) and come back on the device of the matrix. A backward error η means that the factors
-are exact for some A + E with ‖E‖_F ≤ η‖A‖_F (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., §1.5).
+All are computed in float64 (complex128) and come back on the device of the matrix. A backward error η means that the
+factors are exact for some A + E with ‖E‖_F ≤ η‖A‖_F (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+§1.5).
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Eigen:
         values: (n,) complex128.
         right: (n, n) columns x of norm 1.
         left: (n, n) columns y of norm 1.
-        condition: (n,) 1/|yᴴx| ≥ 1: what a perturbation of A of norm ε moves λ by, in units of ε and to first order; infinite
-            for a defective eigenvalue.
+        condition: (n,) 1/|yᴴx| ≥ 1: what a perturbation of A of norm ε moves λ by, in units of ε and to first order;
+            infinite for a defective eigenvalue.
         residuals: (n,) the larger of ‖Ax − λx‖ and ‖yᴴA − λyᴴ‖.
         bounds: (n,) condition·(the residual and n·eps·‖A‖_F): how far each λ can be off, to first order.
         error: the largest residual/‖A‖_F.
@@ -127,7 +128,8 @@ class GeneralizedEigen:
 
 
 def qr(A: Any, *, pivoted: bool = False) -> QR:
-    """Thin QR factorisation (Golub & Van Loan, Matrix Computations, 4th ed., §5.2), with column pivoting on request (§5.4.2).
+    """Thin QR factorisation (Golub & Van Loan, Matrix Computations, 4th ed., §5.2), with column pivoting on request
+    (§5.4.2).
 
     Args:
         A: (m, n) tensor, ndarray, SciPy sparse matrix or operator.
@@ -194,8 +196,8 @@ def schur(A: Any, *, form: Literal["auto", "real", "complex"] = "auto") -> Schur
 def eig(A: Any) -> Eigen:
     """Eigenvalues of a general square matrix, with vectors on both sides and the condition number of each.
 
-    Condition number: Golub & Van Loan, Matrix Computations, 4th ed., §7.2.2; Wilkinson, The Algebraic Eigenvalue Problem,
-    1965, ch. 2, §8.
+    Condition number: Golub & Van Loan, Matrix Computations, 4th ed., §7.2.2; Wilkinson, The Algebraic Eigenvalue
+    Problem, 1965, ch. 2, §8.
 
     Args:
         A: (n, n) as in :func:`qr`.

@@ -1,8 +1,8 @@
 """A truncated SVD that is kept up to date as rows or columns of the matrix arrive.
 
 Brand, Fast low-rank modifications of the thin singular value decomposition, Linear Algebra Appl. 415(1), 2006; with the
-mean of the columns removed, Ross, Lim, Lin & Yang, Incremental learning for robust visual tracking, Int. J. Comput. Vis.
-77, 2008. Both by one SVD of the old factors stacked on what is new, which is all that is needed of the past.
+mean of the columns removed, Ross, Lim, Lin & Yang, Incremental learning for robust visual tracking, Int. J. Comput.
+Vis. 77, 2008. Both by one SVD of the old factors stacked on what is new, which is all that is needed of the past.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from eigenscope.results import Spectrum
 class IncrementalSVD:
     """Rank-k approximation U diag(σ) Vᴴ of a growing matrix A, and a bound on its error.
 
-    Each update cuts a part Tₛ off. While only rows (or only columns) arrive, the Tₛ have orthogonal column (row) spaces,
-    so ‖A − UΣVᴴ‖_F² = Σ‖Tₛ‖_F², an equality; at each change from the one to the other the triangle inequality adds what
-    was before. The same holds of the spectral norm as an upper bound.
+    Each update cuts a part Tₛ off. While only rows (or only columns) arrive, the Tₛ have orthogonal column (row)
+    spaces, so ‖A − UΣVᴴ‖_F² = Σ‖Tₛ‖_F², an equality; at each change from the one to the other the triangle inequality
+    adds what was before. The same holds of the spectral norm as an upper bound.
 
     An update of b rows costs one SVD of a (k + b) × n matrix and 2mk² for U: bring rows in blocks of about k.
 
@@ -54,8 +54,8 @@ class IncrementalSVD:
 
     @property
     def error_bound(self) -> float:
-        """Upper bound on ‖A − U diag(σ) Vᴴ‖_F, A centred where that was asked for; but for rounding an equality while only
-        rows, or only columns, have come."""
+        """Upper bound on ‖A − U diag(σ) Vᴴ‖_F, A centred where that was asked for; but for rounding an equality while
+        only rows, or only columns, have come."""
         return self._settled[0] + self._running[0] + self._rounding
 
     def append_rows(self, block: Any) -> IncrementalSVD:
@@ -198,7 +198,8 @@ class IncrementalSVD:
 def _reflected(X: Tensor) -> Tensor:
     """H X for the Householder reflection H (b, b) that exchanges the mean direction 1/√b and the first coordinate.
 
-    Golub & Van Loan, Matrix Computations, 4th ed., §5.1.2. Its other columns are an orthonormal basis of all directions of mean 0.
+    Golub & Van Loan, Matrix Computations, 4th ed., §5.1.2. Its other columns are an orthonormal basis of all
+    directions of mean 0.
     """
     count = len(X)
     if count < 2:

@@ -1,8 +1,8 @@
-"""Randomized decompositions of any operator: a random sketch finds the range, an exact SVD of what is left does the rest.
+"""Randomized decompositions of any operator: a random sketch finds the range, an exact SVD in it does the rest.
 
-Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 53(2), 2011; with all passes kept in the basis,
-the block Krylov method of Musco & Musco, NeurIPS 2015. The approximation is A ≈ Q QᴴA with Q orthonormal, so errors obey
-Pythagoras: ‖A − QB_r‖_F² = ‖A − QQᴴA‖_F² + ‖B − B_r‖_F² for every B_r that approximates B = QᴴA.
+Halko, Martinsson & Tropp, Finding structure with randomness, SIAM Review 53(2), 2011; with all passes kept in the
+basis, the block Krylov method of Musco & Musco, NeurIPS 2015. The approximation is A ≈ Q QᴴA with Q orthonormal, so
+errors obey Pythagoras: ‖A − QB_r‖_F² = ‖A − QQᴴA‖_F² + ‖B − B_r‖_F² for every B_r that approximates B = QᴴA.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def range_finder(
     if not 1 <= size <= limit:
         raise InputError(f"size = {size}", where=repr(operator), expected=f"1 ≤ size ≤ {limit}")
     check_count(power, "power", 0)
-    return _sketched(Products(operator), size, power, krylov, source(generator)[0])[0]
+    return sketched(Products(operator), size, power, krylov, source(generator)[0])[0]
 
 
 def randomized_svd(
@@ -78,8 +78,8 @@ def randomized_svd(
         oversampling: p ≥ 0 columns of the sketch beyond k.
         power: q ≥ 0 applications of AᴴA; at most (2q + 2)(k + p) + k columns are multiplied.
         krylov: block Krylov iteration; False for subspace iteration, which needs 1/(q + 1) of the memory.
-        block: with ``krylov``, columns multiplied at a time, ≤ k + p, which is the default. Narrower ones reach further in
-            the same number of products (32 are still fast), but find at most ``block`` copies of a repeated value.
+        block: with ``krylov``, columns multiplied at a time, ≤ k + p, which is the default. Narrower ones reach
+            further in the same number of products (32 are still fast), but find at most ``block`` copies of a repeated value.
         tol: largest residual that counts as converged, relative to σ₁; default 1e-6. It changes the flags alone.
         generator: None for a fresh seed; ``seed`` of the result says which. The global generator is never drawn from.
 
@@ -103,7 +103,7 @@ def randomized_svd(
         if not krylov or block > size:
             raise InputError(f"block = {block}", where="randomized_svd", expected=f"krylov=True and block ≤ {size}")
         size, power = block, math.ceil(size * (power + 1) / block) - 1
-    basis, projected = _sketched(products, size, power, krylov, generator)
+    basis, projected = sketched(products, size, power, krylov, generator)
     kind = "block Krylov" if krylov and power else "subspace"
     result = triplets(products, basis, projected, k, tol)
     result = replace(
@@ -126,7 +126,7 @@ def _check(A: LinearOperator, k: int, oversampling: int, power: int, tol: float 
         raise InputError(f"tol = {tol}", expected="a tolerance ≥ 0, relative to ‖A‖₂")
 
 
-def _sketched(
+def sketched(
     products: Products, size: int, power: int, krylov: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Q (m, l) orthonormal and B = AᴴQ / scale (n, l), l ≥ size."""
@@ -155,15 +155,16 @@ def _sketched(
 def _extension(basis: Tensor, block: Tensor) -> Tensor:
     """(m, b) orthonormal columns, orthogonal to the basis (m, j), that span with it the block's columns.
 
-    Gram-Schmidt, repeated until it holds; a block that adds next to nothing is completed by the columns of a Householder
-    QR, whatever they are.
+    Gram-Schmidt, repeated until it holds; a block that adds next to nothing is completed by the columns of a
+    Householder QR, whatever they are.
     """
     eps = torch.finfo(block.dtype).eps
     size = float(torch.linalg.vector_norm(block, dim=0).max())
     inner = basis.mH @ block
     for _ in range(3):
         block, R = torch.linalg.qr(block - basis @ inner)
-        # What projecting leaves, eps·‖block‖, has been magnified by dividing by R: allow what a product's rounding may be.
+        # What projecting leaves, eps·‖block‖, has been magnified by dividing by R: allow what a product's rounding
+        # may be.
         if 0.25 * math.sqrt(len(block)) * float(R.diagonal().abs().min()) >= size > 0.0:
             return block
         inner, size = basis.mH @ block, 1.0
@@ -232,7 +233,8 @@ def _leading(projected: Tensor, k: int, dtype: torch.dtype) -> Tensor:
 def _polished(X: Tensor) -> Tensor:
     """The columns made orthonormal to double precision, from eps of the operator's: X(3I − XᴴX)/2, twice if need be.
 
-    A Newton-Schulz step squares the distance to the nearest orthonormal matrix (Higham, Functions of Matrices, 2008, §8.3).
+    A Newton-Schulz step squares the distance to the nearest orthonormal matrix (Higham, Functions of Matrices, 2008,
+    §8.3).
     """
     for _ in range(3):
         gram = X.mH @ X

@@ -1,9 +1,9 @@
 """Truncated SVD of a matrix that arrives as blocks of rows and is never held: read once, or a few times.
 
-Once: three random sketches are summed as the rows pass, and the approximation is found from them alone (Tropp, Yurtsever,
-Udell & Cevher, Streaming low-rank matrix approximation with an application to scientific simulation, SIAM J. Sci. Comput.
-41(4), 2019). Several times: each pass is a step of subspace iteration with AᴴA, and the last one measures the residuals.
-Memory is O((m + n)k) and one block either way.
+Once: three random sketches are summed as the rows pass, and the approximation is found from them alone (Tropp,
+Yurtsever, Udell & Cevher, Streaming low-rank matrix approximation with an application to scientific simulation, SIAM
+J. Sci. Comput. 41(4), 2019). Several times: each pass is a step of subspace iteration with AᴴA, and the last one
+measures the residuals. Memory is O((m + n)k) and one block either way.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from eigenscope.results import Spectrum
 class _Sketch:
     """Y = AΩ (m, r), X = ΥA (r, n), Z = ΦAΨ (s, s) and the error sketch W = ΘA (q, n), of the rows seen so far.
 
-    The random maps on the side of the rows, Υ, Φ and Θ, are drawn as the rows come; Φ and Θ are kept, (s, m) and (q, m),
-    since the columns of Q must be sketched with them at the end.
+    The random maps on the side of the rows, Υ, Φ and Θ, are drawn as the rows come; Φ and Θ are kept, (s, m) and (q,
+    m), since the columns of Q must be sketched with them at the end.
     """
 
     omega: Tensor
@@ -82,13 +82,15 @@ def single_pass_svd(
 ) -> LowRankResult:
     """k leading singular triplets, approximately, of a matrix whose rows are seen once.
 
-    With r = ``sketch`` columns and a core of s = 2r + 1, the approximation before it is cut to rank k obeys (Tropp et al. 2019,
-    Theorem 5.1, real A) E‖A − Â‖_F² ≤ (s − 1)/(s − r − 1)·min_{j < r−1} (r + j − 1)/(r − j − 1)·Σ_{i > j} σᵢ², and the result
-    is within twice that distance of the best approximation's error, by the triangle inequality. It is exact to rounding
-    where the rank of A is at most k. Where the singular values fall slowly it is well above the best: then read twice.
+    With r = ``sketch`` columns and a core of s = 2r + 1, the approximation before it is cut to rank k obeys (Tropp et
+    al. 2019, Theorem 5.1, real A) E‖A − Â‖_F² ≤ (s − 1)/(s − r − 1)·min_{j < r−1} (r + j − 1)/(r − j − 1)·Σ_{i > j}
+    σᵢ², and the result is within twice that distance of the best approximation's error, by the triangle inequality.
+    It is exact to rounding where the rank of A is at most k. Where the singular values fall slowly it is well above
+    the best: then read twice.
 
     Args:
-        blocks: tensors, ndarrays or SciPy sparse matrices of shape (b, n), any b ≥ 0, computed with in float64 (complex128).
+        blocks: tensors, ndarrays or SciPy sparse matrices of shape (b, n), any b ≥ 0, computed with in float64
+            (complex128).
         cols: n.
         k: 1 ≤ k ≤ min(r, n); and k rows at least must come.
         sketch: r ≥ k, default 4k + 1, at most n.
@@ -96,9 +98,9 @@ def single_pass_svd(
         generator: None for a fresh seed.
 
     Returns:
-        :class:`LowRankResult` in the Frobenius norm. ``error`` is estimated from 16 probes of their own, and exceeded fourfold
-        with probability 4e-7 at most. ``spectrum.residuals`` is None, as A is gone; ``bounds`` is the bound on the
-        error (Weyl's inequality).
+        :class:`LowRankResult` in the Frobenius norm. ``error`` is estimated from 16 probes of their own, and exceeded
+        fourfold with probability 4e-7 at most. ``spectrum.residuals`` is None, as A is gone; ``bounds`` is the bound
+        on the error (Weyl's inequality).
 
     Raises:
         InputError: a block that is not a matrix of n finite columns, no or too few rows, k or sketch out of range.
@@ -144,8 +146,8 @@ def two_pass_svd(
 ) -> LowRankResult:
     """k leading singular triplets of a matrix whose rows can be read several times.
 
-    A pass over the rows gives AᴴA X = Σ Aᵢᴴ(Aᵢ X): all but the last are steps of subspace iteration (Halko, Martinsson &
-    Tropp 2011, Algorithm 4.4), the last one projects A on the basis found, and yields the residuals too.
+    A pass over the rows gives AᴴA X = Σ Aᵢᴴ(Aᵢ X): all but the last are steps of subspace iteration (Halko,
+    Martinsson & Tropp 2011, Algorithm 4.4), the last one projects A on the basis found, and yields the residuals too.
 
     Args:
         read: called once a pass; returns the same blocks (b, n) each time, as for :func:`single_pass_svd`.

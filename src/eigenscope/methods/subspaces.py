@@ -18,7 +18,8 @@ from eigenscope.results import Spectrum
 def principal_angles(X: Tensor, Y: Tensor) -> Tensor:
     """Principal angles between the column spaces of two matrices.
 
-    Cosines are the singular values of QxᴴQy (Björck & Golub, Math. Comp. 27, 1973), but an angle near 0 has no digits in its
+    Cosines are the singular values of QxᴴQy (Björck & Golub, Math. Comp. 27, 1973), but an angle near 0 has no digits
+    in its
     cosine: those below 45° come from the sines, the singular values of Qy − QxQxᴴQy (Knyazev & Argentati, SIAM J. Sci.
     Comput. 23(6), 2002, Algorithm 3.1). Every angle is then good to a few eps·κ of the bases.
 
@@ -70,8 +71,8 @@ class Overlap:
 def overlap(a: Spectrum, b: Spectrum, k: int, side: Literal["left", "right"] = "left") -> Overlap:
     """Agreement of the spaces of the k leading vectors of two spectra.
 
-    The mean of cos² (Hu et al., LoRA, ICLR 2022, §7.3, φ(A, B, k, k)) is tr(PₐP_b)/k of the projectors. A projector that is
-    off by an angle θ moves it by sin θ at most, and :func:`angle_bound` says what θ can be.
+    The mean of cos² (Hu et al., LoRA, ICLR 2022, §7.3, φ(A, B, k, k)) is tr(PₐP_b)/k of the projectors. A projector
+    that is off by an angle θ moves it by sin θ at most, and :func:`angle_bound` says what θ can be.
 
     Args:
         a, b: with vectors on that side, of equal length.
@@ -99,11 +100,11 @@ def overlap(a: Spectrum, b: Spectrum, k: int, side: Literal["left", "right"] = "
 def angle_bound(spectrum: Spectrum, k: int) -> float:
     """Bound, in radians, on the largest angle between the space of the k leading vectors computed and the exact one.
 
-    Singular vectors: Wedin, BIT 12, 1972, ‖sin Θ‖_F ≤ √(‖R‖_F² + ‖S‖_F²)/δ for the residuals R and S of the two sides, each
-    taken as large as the larger one; δ is the distance of σ₁ … σₖ from the other singular values, and from 0 where the
-    map is not square. Eigenvectors: the sin Θ theorem of Davis & Kahan, SIAM J. Numer. Anal. 7, 1970, ‖sin Θ‖_F ≤ ‖R‖_F/δ.
-    The value beyond the gap is taken at the upper end of its own bound. A computed spectrum that missed a value
-    altogether has a gap that this cannot see.
+    Singular vectors: Wedin, BIT 12, 1972, ‖sin Θ‖_F ≤ √(‖R‖_F² + ‖S‖_F²)/δ for the residuals R and S of the two
+    sides, each taken as large as the larger one; δ is the distance of σ₁ … σₖ from the other singular values, and
+    from 0 where the map is not square. Eigenvectors: the sin Θ theorem of Davis & Kahan, SIAM J. Numer. Anal. 7,
+    1970, ‖sin Θ‖_F ≤ ‖R‖_F/δ. The value beyond the gap is taken at the upper end of its own bound. A computed
+    spectrum that missed a value altogether has a gap that this cannot see.
 
     Args:
         spectrum: leading values with residuals, or with bounds alone where these bound the residuals too.
