@@ -77,15 +77,16 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
     n = matrix.shape[0]
     if n == 0:
         return np.empty(0, matrix.dtype), None
-    saved = matrix.copy() if 0 < largest < n else matrix
+    saved = matrix.copy() if largest else None
     values, vectors, info = _syevr(matrix, largest or n, vectors=largest > 0)
-    if info == 0 and len(values) < largest:
-        # Bisection by index may lose members of a cluster of equal values; all of them are always found.
-        values, vectors, info = _syevr(saved, n, vectors=True)
-    if info != 0 or len(values) < (largest or n):
-        raise ArithmeticError(
-            f"syevr returned info={info} and {len(values)} of {largest or n} eigenvalues of a {n}×{n} matrix"
-        )
+    if saved is not None and (info != 0 or len(values) < largest):
+        # Among many equal values it may find no representation that tells them apart, or by index lose some of them.
+        try:
+            values, vectors = np.linalg.eigh(saved, UPLO="U")
+        except np.linalg.LinAlgError as error:
+            raise ArithmeticError(f"neither syevr nor syevd converged on a {n}×{n} matrix: {error}") from error
+    elif info != 0 or len(values) < (largest or n):
+        raise ArithmeticError(f"syevr returned info={info} and {len(values)} of {n} eigenvalues of a {n}×{n} matrix")
     if vectors is None:
         return values, None
     return values[-largest:], vectors[:, -largest:]
