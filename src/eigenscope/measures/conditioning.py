@@ -114,8 +114,7 @@ def inspect_entries(W: Tensor) -> Entries:
         if smallest > 0.0:
             used[:] = True
         else:
-            nonzero = size != 0
-            used |= nonzero.any(dim=0)
-            zero_rows += int((~nonzero.any(dim=1)).sum())
+            used |= size.amax(dim=0) > 0
+            zero_rows += int((size.amax(dim=1) == 0).sum())
     total = max(rows * cols, 1)
     return Entries(nan, infinite, first, overflow / total, underflow / total, zero_rows, int((~used).sum()))
