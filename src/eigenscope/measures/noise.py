@@ -32,7 +32,7 @@ class Noise:
 
     Attributes:
         level: σ, the standard deviation of the entries of the noise.
-        edge: singular value that such noise exceeds once in a thousand matrices; None where there is no noise bulk.
+        edge: about the largest singular value of such noise, see :func:`fit_noise`; None where there is no noise bulk.
         rank: singular values above the edge; None likewise.
         signal_energy: share of ‖W‖_F² that they hold; None likewise.
         distance: Kolmogorov-Smirnov distance of the values up to the edge from the Marchenko-Pastur law, 0…1.
@@ -60,6 +60,10 @@ def fit_noise(values: Array, shape: tuple[int, int], floor: float = 0.0) -> Nois
     the edge. With k values above it the bulk is that of an (m−k)×(n−k) noise matrix, whose median is a little lower; that
     is followed until no more values leave, and kept where what remains is noise by its distance. A bulk that is none has no
     such end: its level stays that of the median of all.
+
+    The edge is the 99.9 % quantile for a known level. Here the level comes from the same spectrum, and the law is one of
+    large matrices: of pure Gaussian noise a value lies above it in 2.3 % of 16×16 matrices, 1.5 % of 32×32, 1.0 % of 64×64,
+    0.4 % of 128×128, and in 0.1 to 0.8 % of matrices with twice as many rows (800 to 6000 seeds).
 
     Args:
         values: (min(m, n),) singular values, descending, complete.
@@ -141,7 +145,7 @@ def allowed_distance(size: int) -> float:
 
     The eigenvalues of noise repel each other and stay within O(log n/n) of their places (Pillai & Yin, Ann. Appl.
     Probab. 24(3), 2014, Theorem 3.3), not within 1/√n as independent draws would. The constants are those of simulation:
-    of 2000 to 20 Gaussian matrices of 16 to 1024 columns and 1, 2 and 8 times as many rows, fewer than 1 in 1000 exceed it.
+    of 26,000 Gaussian matrices of 16 to 256 columns, and as many or twice as many rows, 1 exceeded it.
     """
     return (1.0 + math.log(size)) / size
 

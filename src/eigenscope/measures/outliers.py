@@ -88,7 +88,7 @@ def deviations(records: Sequence[Record]) -> list[tuple[Record, Deviation]]:
     For each matrix the median and the median absolute deviation of its peers' logarithms, itself left out, give a robust
     z-score (Iglewicz & Hoaglin, How to Detect and Handle Outliers, 1993, §3.3); the scale is not less than the median of
     that over all roles, nor than 5 %. Named is what exceeds Student's quantile for that many peers: with five peers
-    |z| > 8.6, with thirty |z| > 3.7.
+    |z| > 9.4, with thirty |z| > 3.7.
     """
     groups: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in records:

@@ -30,7 +30,7 @@ class Components:
         loadings: (n, k) orthonormal, the largest entry of each positive; None where no vectors were asked for.
         scores: (m, k) = (A − 1μᵀ)·loadings, likewise.
         needed: percentage → components that explain so much of the variance; empty where not all values are known.
-        noise_edge: singular value that noise alone exceeds once in a thousand data sets, or None.
+        noise_edge: about the largest singular value of noise alone (``measures.noise.fit_noise``), or None.
         suggested: components to keep, or None where the spectrum does not tell.
         method: how that number was found, or why there is none.
     """
