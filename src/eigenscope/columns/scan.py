@@ -1,52 +1,18 @@
-"""The columns of ``scan``'s table: what each reading means, in what unit, and whose formula it is.
-
-One list, from which the terminal, the page, the README's table and the tests are derived.
-"""
+"""The columns of ``scan``'s table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-Kind = Literal["text", "count", "number", "share"]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the table.
-
-    Attributes:
-        name: the key of ``Record.readings`` and of the DataFrame.
-        label: short heading.
-        kind: "text", "count" (integer), "number" (real), "share" (0…1, shown in per cent).
-        meaning: what it says, in at most two sentences.
-        source: whose definition it is; empty for plain facts.
-        scale: how a colour or an axis shows it.
-        reading: whether it is a figure of the matrix (and so can be mapped over layer × role).
-    """
-
-    name: str
-    label: str
-    kind: Kind
-    meaning: str
-    source: str = ""
-    scale: Literal["linear", "log"] = "linear"
-    reading: bool = True
-
-
-def _fact(name: str, label: str, kind: Kind, meaning: str) -> Column:
-    return Column(name, label, kind, meaning, reading=False)
-
+from eigenscope.columns.column import Column, fact
 
 _GVL = "Golub & Van Loan, Matrix Computations, 4th ed."
 
 COLUMNS: tuple[Column, ...] = (
-    _fact("name", "name", "text", "The tensor's name in the checkpoint; a part of a fused tensor adds :q, :k, …"),
-    _fact("layer", "layer", "count", "Depth of the block that the matrix belongs to, counted from 0."),
-    _fact("role", "role", "text", "What the matrix does: q, k, v, o, gate, up, down, embedding, …"),
-    _fact("rows", "rows", "count", "Outputs m of the linear map."),
-    _fact("cols", "cols", "count", "Inputs n of the linear map."),
-    _fact("dtype", "dtype", "text", "The format in which the file stores it."),
+    fact("name", "name", "text", "The tensor's name in the checkpoint; a part of a fused tensor adds :q, :k, …"),
+    fact("layer", "layer", "count", "Depth of the block that the matrix belongs to, counted from 0."),
+    fact("role", "role", "text", "What the matrix does: q, k, v, o, gate, up, down, embedding, …"),
+    fact("rows", "rows", "count", "Outputs m of the linear map."),
+    fact("cols", "cols", "count", "Inputs n of the linear map."),
+    fact("dtype", "dtype", "text", "The format in which the file stores it."),
     Column(
         "sigma_max",
         "σ max",
@@ -212,7 +178,7 @@ COLUMNS: tuple[Column, ...] = (
         "Marchenko & Pastur, Math. USSR Sb. 1, 1967",
         "log",
     ),
-    _fact(
+    fact(
         "noise_verdict", "noise verdict", "text", "Whether the bulk of the values is noise, and how far it is from it."
     ),
     Column(
@@ -237,7 +203,7 @@ COLUMNS: tuple[Column, ...] = (
         "Standard error of α, the choice of the cut-off included.",
         "Clauset et al. 2009, eq. 3.2, corrected for small tails and the search (measures/tail.py)",
     ),
-    _fact("alpha_tail", "α tail", "count", "Eigenvalues in the tail that α was fitted to."),
+    fact("alpha_tail", "α tail", "count", "Eigenvalues in the tail that α was fitted to."),
     Column(
         "alpha_cutoff",
         "α cut-off",
@@ -253,7 +219,7 @@ COLUMNS: tuple[Column, ...] = (
         "Kolmogorov-Smirnov distance of the tail from the fitted power law.",
         "Clauset et al. 2009, eq. 3.9",
     ),
-    _fact("alpha_verdict", "α verdict", "text", "«power law», «not a power law: why» or «not identifiable: why»."),
+    fact("alpha_verdict", "α verdict", "text", "«power law», «not a power law: why» or «not identifiable: why»."),
     Column(
         "alpha_p",
         "α p-value",
@@ -261,7 +227,7 @@ COLUMNS: tuple[Column, ...] = (
         "On request: how often a true power law fits worse than this tail does; at p ≤ 0.1 a power law is ruled out.",
         "Clauset et al. 2009, §4.1",
     ),
-    _fact("alpha_p_stderr", "α p ±", "number", "Standard error of the p-value, from the number of synthetic spectra."),
+    fact("alpha_p_stderr", "α p ±", "number", "Standard error of the p-value, from the number of synthetic spectra."),
     Column(
         "lr_lognormal",
         "R log-normal",
@@ -269,7 +235,7 @@ COLUMNS: tuple[Column, ...] = (
         "On request: normalised log-likelihood ratio of the power law against a log-normal; positive favours the power law.",
         "Vuong, Econometrica 57(2), 1989; Clauset et al. 2009, §5.1",
     ),
-    _fact("lr_lognormal_p", "p log-normal", "number", "Probability of a ratio as far from 0 by chance."),
+    fact("lr_lognormal_p", "p log-normal", "number", "Probability of a ratio as far from 0 by chance."),
     Column(
         "lr_exponential",
         "R exponential",
@@ -277,7 +243,7 @@ COLUMNS: tuple[Column, ...] = (
         "On request: normalised log-likelihood ratio against an exponential; positive favours the power law.",
         "Vuong, Econometrica 57(2), 1989; Clauset et al. 2009, §5.1",
     ),
-    _fact("lr_exponential_p", "p exponential", "number", "Probability of a ratio as far from 0 by chance."),
+    fact("lr_exponential_p", "p exponential", "number", "Probability of a ratio as far from 0 by chance."),
     Column(
         "lr_truncated",
         "R truncated",
@@ -286,7 +252,7 @@ COLUMNS: tuple[Column, ...] = (
         "positive.",
         "Clauset et al. 2009, §5.1; Self & Liang, JASA 82, 1987",
     ),
-    _fact("lr_truncated_p", "p truncated", "number", "Probability of a ratio as far below 0 by chance."),
+    fact("lr_truncated_p", "p truncated", "number", "Probability of a ratio as far below 0 by chance."),
     Column(
         "alpha_stability",
         "α stability",
@@ -301,7 +267,7 @@ COLUMNS: tuple[Column, ...] = (
         "On request: mean α over submatrices of one aspect ratio, so that layers of different shapes can be compared.",
         "Hu et al., FARMS, ICML 2025",
     ),
-    _fact("alpha_fixed_aspect_spread", "α fixed aspect ±", "number", "Standard deviation of α over these submatrices."),
+    fact("alpha_fixed_aspect_spread", "α fixed aspect ±", "number", "Standard deviation of α over these submatrices."),
     Column(
         "decay",
         "decay β",
@@ -374,7 +340,7 @@ COLUMNS: tuple[Column, ...] = (
         "Horn & Johnson, Matrix Analysis, 2nd ed., Definition 1.2.9",
         "log",
     ),
-    _fact("method", "method", "text", "How the singular values were computed."),
+    fact("method", "method", "text", "How the singular values were computed."),
     Column(
         "error_bound",
         "error bound",
@@ -384,8 +350,5 @@ COLUMNS: tuple[Column, ...] = (
         "log",
         reading=False,
     ),
-    _fact("status", "status", "text", "ok, or what makes a reading of the row doubtful or impossible."),
+    fact("status", "status", "text", "ok, or what makes a reading of the row doubtful or impossible."),
 )
-
-BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
-READINGS: tuple[Column, ...] = tuple(column for column in COLUMNS if column.reading)
