@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from eigenscope.operators.algebra import Block, Gram, Product, Scaled, Sum
 from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
+from eigenscope.operators.curvature import Hessian, hessian
 from eigenscope.operators.streamed import Rows, RowsAdjoint, SlicedRows, centred
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -258,6 +260,45 @@ def _from_float16(dtype: torch.dtype) -> Built:
     return as_operator(matrix), matrix.to(torch.float32)
 
 
+def _small_loss(dtype: torch.dtype) -> tuple[torch.nn.Module, Callable[..., Tensor], list[tuple[Tensor, Tensor]]]:
+    """A net of tanh units, its mean squared error, and two batches of unequal size."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1)).to(dtype)
+    with torch.no_grad():
+        for place, parameter in enumerate(model.parameters()):
+            parameter.copy_(gaussian(parameter.numel(), 1, 40 + place, dtype).reshape(parameter.shape))
+    x, y = gaussian(5, 2, 45, dtype), gaussian(5, 1, 46, dtype)
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    return model, loss, [(x[:3], y[:3]), (x[3:], y[3:])]
+
+
+def _dense_hessian(model: torch.nn.Module, value: Tensor) -> Tensor:
+    """∇² of the value by differentiating each entry of its gradient."""
+    parameters = list(model.parameters())
+    first = torch.cat([part.reshape(-1) for part in torch.autograd.grad(value, parameters, create_graph=True)])
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True) for entry in first]
+    return torch.stack([
+        torch.cat([torch.zeros_like(p).reshape(-1) if part is None else part.reshape(-1) for part, p in zip(row, parameters)])
+        for row in rows
+    ])  # fmt: skip
+
+
+def _hessian(dtype: torch.dtype) -> Built:
+    model, loss, batches = _small_loss(dtype)
+    operator = hessian(model, loss, batches)
+    twin = copy.deepcopy(model).double()
+    pairs = [(x.double(), y.double()) for x, y in batches]
+    dense = sum(len(pair[0]) / 5 * _dense_hessian(twin, loss(twin, pair)) for pair in pairs)
+    return operator, dense.to(dtype)
+
+
+REAL: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
+    "symmetric Hessian": (Hessian, _hessian),
+}
+"""Operators of a model's loss, which is real."""
+
 SYMMETRIC: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
     "symmetric dense": (Dense, _symmetric_dense),
     "symmetric low rank": (LowRank, _symmetric_low_rank),
@@ -283,6 +324,11 @@ CASES: tuple[Case, ...] = (
         Case(f"{name} {_short(dtype)}", kind, lambda b=build, d=dtype: b(d))
         for name, (kind, build) in SYMMETRIC.items()
         for dtype in DTYPES
+    ),
+    *(
+        Case(f"{name} {_short(dtype)}", kind, lambda b=build, d=dtype: b(d))
+        for name, (kind, build) in REAL.items()
+        for dtype in (torch.float32, torch.float64)
     ),
     Case("as_operator of float16", Dense, lambda: _from_float16(torch.float16)),
 )

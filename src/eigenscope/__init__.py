@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eigenscope.models.sources import open_checkpoint
     from eigenscope.operators.arrays import Dense, LowRank, Sparse
     from eigenscope.operators.base import LinearOperator
+    from eigenscope.operators.curvature import hessian
     from eigenscope.results import Density, DiagonalEstimate, Estimate, Record, Run, Spectrum
     from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.scan import Scan, scan
@@ -38,6 +39,7 @@ __all__ = [
     "density",
     "diagonal",
     "eigh",
+    "hessian",
     "open_checkpoint",
     "scan",
     "scan_series",
@@ -64,6 +66,7 @@ _HOMES = {
     "density": "methods.choose",
     "diagonal": "methods.choose",
     "eigh": "methods.choose",
+    "hessian": "operators.curvature",
     "open_checkpoint": "models.sources",
     "scan": "tasks.scan",
     "scan_series": "tasks.series",
