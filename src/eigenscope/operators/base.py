@@ -40,6 +40,8 @@ class LinearOperator(ABC):
         # "cuda" alone names no device: its tensors say "cuda:0", and the two compare as different.
         self.device = torch.empty(0, device=device).device
         self.symmetric = symmetric
+        self.verified = False
+        """Whether the operator has itself tried ⟨Ax, y⟩ = ⟨x, Aᴴy⟩, so that nobody needs to spend products on it."""
         self.products = 0
         """How many columns ``A @ X`` has multiplied so far; those of ``A.T``, another object, are counted there."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eigenscope.errors import InputError
 from eigenscope.operators import losses
+from eigenscope.operators.distributed import Group
 from eigenscope.operators.parameters import Layout, Selection, chosen
 from eigenscope.operators.undisturbed import seed_all, state_notes, undisturbed
 
@@ -30,6 +31,7 @@ class Objective:
         count: the weight of a batch; None for :func:`eigenscope.operators.losses.counted`.
         dtype: to compute in, float32 or float64; None for that of the parameters, float32 where they are in half
             precision. Where it differs from theirs, a copy of the model is used.
+        distributed: None for a sum over the processes of torch.distributed where that is initialised.
 
     Raises:
         InputError: no data, a weight that is not positive, nothing selected, or a dtype without products.
@@ -37,7 +39,7 @@ class Objective:
 
     def __init__(
         self, model: nn.Module, loss: losses.Loss | None, batches: Iterable[Any], params: Selection = None,
-        count: losses.Count | None = None, dtype: torch.dtype | None = None,
+        count: losses.Count | None = None, dtype: torch.dtype | None = None, distributed: bool | None = None,
     ) -> None:  # fmt: skip
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -59,11 +61,14 @@ class Objective:
         self.device = devices.pop()
         self.model, self._loss = model, loss if loss is not None else _own_loss
         self.weights, unit = _weights(model, self.batches, count)
-        self.total = sum(self.weights)
-        if len(self.batches) > 1:
+        self.group = Group(distributed)
+        self.total = self.group.total(sum(self.weights), self.device)
+        if self.group.size > 1:
+            notes.append(f"the sum over {self.group.size} processes, weighted by their {unit}: {self.total:,g} in all.")
+        elif len(self.batches) > 1:
             notes.append(f"{len(self.batches)} batches, weighted by their {unit}: {self.total:,g} in all.")
         self.notes = notes + state_notes(model)
-        self._mark = self._fingerprint()
+        self._mark = torch.stack(self.norms())
 
     def loss(self, index: int) -> Tensor:
         """The mean loss of a batch, with its graph; to be called inside :func:`undisturbed` only.
@@ -98,16 +103,17 @@ class Objective:
 
     def value(self, shift: Tensor | None = None) -> float:
         """L(θ + shift), a double precision sum over the batches."""
-        with undisturbed(self.model), self._shifted(shift):
-            return math.fsum(self.share(i) * float(self.loss(i)) for i in range(len(self.batches)))
+        with undisturbed(self.model), self.shifted(shift):
+            part = math.fsum(self.share(i) * float(self.loss(i).detach()) for i in range(len(self.batches)))
+        return self.group.total(part, self.device)
 
     def gradient(self, shift: Tensor | None = None) -> Tensor:
         """∇L(θ + shift), (p,)."""
         total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
-        with undisturbed(self.model), self._shifted(shift):
+        with undisturbed(self.model), self.shifted(shift):
             for index in range(len(self.batches)):
-                total += self.share(index) * self.batch_gradient(index)
-        return total
+                total.add_(self.batch_gradient(index), alpha=self.share(index))
+        return self.group.sum(total)
 
     def batch_gradient(self, index: int) -> Tensor:
         """∇ℓᵢ(θ), (p,), without a graph; inside :func:`undisturbed` only."""
@@ -120,17 +126,19 @@ class Objective:
         Raises:
             InputError: they have changed.
         """
-        if self._fingerprint() != self._mark:
+        if not torch.equal(torch.stack(self.norms()), self._mark):
             raise InputError(
                 "the parameters have changed since the operator was made", remedy="make a new operator after each step"
             )
 
-    def _fingerprint(self) -> tuple[float, ...]:
-        # Versions miss what is written through .data, the norms miss nothing that matters.
-        return tuple(float(torch.linalg.vector_norm(tensor.detach())) for tensor in self.layout.tensors)
+    def norms(self) -> list[Tensor]:
+        """The norm of each parameter."""
+        # Not their versions: what is written through .data does not raise those.
+        return [torch.linalg.vector_norm(tensor.detach()) for tensor in self.layout.tensors]
 
     @contextmanager
-    def _shifted(self, shift: Tensor | None) -> Iterator[None]:
+    def shifted(self, shift: Tensor | None) -> Iterator[None]:
+        """Inside, the parameters are θ + shift; afterwards they are the very tensors that they were."""
         if shift is None:
             yield
             return
