@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eigenscope.registration import register
+
 if TYPE_CHECKING:
     from eigenscope.methods.choose import density, diagonal, eigh, spectrum, svd, trace
     from eigenscope.models.sources import open_checkpoint
@@ -76,7 +78,13 @@ _HOMES = {
 }
 
 
+_MODULES = ("optim", "sklearn")
+"""Parts with names of their own, such as ``eigenscope.optim.NewtonCG``."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -85,4 +93,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_MODULES, "__version__"])
+
+
+register()
