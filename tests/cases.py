@@ -15,6 +15,7 @@ from eigenscope.operators.algebra import Block, Gram, Product, Scaled, Sum
 from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
 from eigenscope.operators.curvature import Hessian, hessian
+from eigenscope.operators.evaluated import LossHessian
 from eigenscope.operators.streamed import Rows, RowsAdjoint, SlicedRows, centred
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -294,10 +295,19 @@ def _hessian(dtype: torch.dtype) -> Built:
     return operator, dense.to(dtype)
 
 
+def _loss_hessian(dtype: torch.dtype) -> Built:
+    matrix = symmetric_with_spectrum(torch.tensor([3.0, 1.0, 0.0, -2.0, 1e-3]), 13, dtype)
+    first, second = gaussian(2, 1, 18, dtype).requires_grad_(), gaussian(1, 3, 19, dtype).requires_grad_()
+    point = torch.cat([first.reshape(-1), second.reshape(-1)])
+    return LossHessian(0.5 * point @ matrix @ point, [first, second]), matrix
+
+
 REAL: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
     "symmetric Hessian": (Hessian, _hessian),
+    "symmetric Hessian of an evaluated loss": (LossHessian, _loss_hessian),
 }
 """Operators of a model's loss, which is real."""
+
 
 SYMMETRIC: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
     "symmetric dense": (Dense, _symmetric_dense),
