@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from eigenscope.columns import BY_NAME, READINGS
 from eigenscope.errors import InputError
-from eigenscope.report import cells, curves, figures, findings, grid, html, page_text, shell, shorten, text
+from eigenscope.report import cells, curves, figures, findings, grid, html, layouts, page_text, shell, shorten, text
 from eigenscope.report.page_data import page_data
 from eigenscope.report.summary import summarize
 from eigenscope.results import Coverage, Finding, Record, Run, Value
@@ -47,7 +47,7 @@ class Terminal(io.StringIO):
 
 def printed(run: Run = RUN, **options: Any) -> str:
     file = io.StringIO()
-    text.print_scan(run, file=file, **options)
+    text.print_run(run, file=file, **options)
     return file.getvalue()
 
 
@@ -162,7 +162,7 @@ def test_singular_values_are_not_needed_for_text() -> None:
 @pytest.mark.parametrize("file", [io.StringIO, Terminal])
 def test_escapes_and_markup_in_names_are_inert(file: type[io.StringIO]) -> None:
     out = file()
-    text.print_scan(RUN, file=out, width=300)
+    text.print_run(RUN, file=out, width=300)
     text.print_coverage(RUN, file=out, width=300)
     text.print_plan({ESCAPE: MARKUP}, file=out, width=300)
     shown = out.getvalue()
@@ -188,7 +188,7 @@ def test_unknown_column_suggests_a_near_one() -> None:
 def test_text_survives_an_encoding_without_greek() -> None:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
-    text.print_scan(RUN, file=file, width=100)
+    text.print_run(RUN, file=file, width=100)
     file.flush()
     assert b"? max" in raw.getvalue()
 
@@ -533,7 +533,7 @@ def test_each_reading_of_the_run_can_be_chosen_once_and_is_explained(page: Page)
     options = [a["value"] for tag, a in page.tags if tag == "option" and "value" in a]
     assert sorted(map(str, options)) == sorted(column.name for column in shown)
     assert {a["data-meaning"] for _, a in page.tags if "data-meaning" in a} == set(options)
-    assert {name for _, names in page_text.GROUPS for name in names} <= set(BY_NAME)
+    assert {name for _, names in layouts.SCAN.groups for name in names} <= set(BY_NAME)
     for column in shown:
         assert column.meaning in page.text
         assert column.source in page.text
@@ -542,7 +542,7 @@ def test_each_reading_of_the_run_can_be_chosen_once_and_is_explained(page: Page)
 def test_the_page_says_what_the_terminal_says(page: Page) -> None:
     columns = {column["name"]: column for column in json.loads(page.data)["columns"]}
     lines = printed(width=400).splitlines()
-    shown = [name for name in text.PRIORITY if name in columns and name != "name"]
+    shown = [name for name in layouts.SCAN.priority if name in columns and name != "name"]
     assert len(shown) > 12
     for row, each in enumerate(RUN.records):
         line = next(line for line in lines if cells.visible(each.name) in line)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the report and the run file use this module without loading
 
 Value = float | int | str | None
 """A cell of a table. None where the reading is not defined; never a made-up number."""
+Outcome = Literal["read", "compared", "not a matrix", "not compared", "only in base", "only in tuned", "not readable"]
 _GAUSSIAN = 1.0 / (2.0 * math.sqrt(2.0 * math.log(1.25)))
 """Width of a Gaussian that falls by 1.25 at half a unit."""
 
@@ -252,7 +253,8 @@ class Coverage:
         tensor: its name.
         shape: its shape as stored.
         dtype: its storage format ("float32", "bfloat16", "Q4_1", …).
-        outcome: "read", "not a matrix" or "not readable".
+        outcome: "read", "not a matrix" or "not readable"; of a comparison also "compared", "not compared", "only in base" or
+            "only in tuned".
         reason: why, in words; for a read tensor, how it was seen (split, unfolded, scaled).
         matrices: how many rows of the table come from it.
     """
@@ -260,9 +262,23 @@ class Coverage:
     tensor: str
     shape: tuple[int, ...]
     dtype: str
-    outcome: Literal["read", "not a matrix", "not readable"]
+    outcome: Outcome
     reason: str
     matrices: int
+
+
+@dataclass(frozen=True)
+class Compared(Coverage):
+    """What became of one tensor of a comparison of two checkpoints.
+
+    Attributes:
+        base: name of the tensor it was compared with, or "".
+        relative_change: ‖Δ‖/‖base‖ of a vector (bias, norm); 0 also where it is within rounding; None where nothing was
+            compared, and of matrices, whose change is in their rows.
+    """
+
+    base: str = ""
+    relative_change: float | None = None
 
 
 @dataclass(frozen=True)
@@ -276,6 +292,7 @@ class Run:
         coverage: one entry per tensor.
         provenance: versions, options, seed, machine, times: plain values, shown as they stand.
         findings: what stands out, most severe first; empty also where nobody has looked yet.
+        verdict: what the run amounts to, in a sentence, where its verb has one.
     """
 
     verb: str
@@ -284,3 +301,4 @@ class Run:
     coverage: tuple[Coverage, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    verdict: str = ""

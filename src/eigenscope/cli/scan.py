@@ -123,7 +123,7 @@ def _print_runs(runs: list[Run], wanted: Wanted) -> None:
             rows = [[r.readings.get(c.name) for c in weightwatcher.COLUMNS] for r in weightwatcher.as_run(run).records]
             text.print_rows(weightwatcher.COLUMNS, rows)
         elif len(runs) == 1:
-            text.print_scan(run, columns=wanted.columns or None)
+            text.print_run(run, columns=wanted.columns or None)
         if wanted.coverage:
             text.print_coverage(run)
     if len(runs) > 1 and wanted.columns != (WEIGHTWATCHER,):

@@ -6,10 +6,24 @@ the columns are those of ``scan``.
 
 from __future__ import annotations
 
+from eigenscope.columns import diff
 from eigenscope.columns.column import Column
 from eigenscope.columns.scan import COLUMNS
 
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
 READINGS: tuple[Column, ...] = tuple(column for column in COLUMNS if column.reading)
+TABLES: dict[str, tuple[Column, ...]] = {"scan": COLUMNS, "diff": diff.COLUMNS}
+"""Verb → the columns of its table."""
 
-__all__ = ["BY_NAME", "COLUMNS", "READINGS", "Column"]
+
+def columns_of(verb: str) -> tuple[Column, ...]:
+    """The columns of a verb's table; those of ``scan`` for a verb without a table of its own."""
+    return TABLES.get(verb, COLUMNS)
+
+
+def named(verb: str) -> dict[str, Column]:
+    """Name → column of a verb's table."""
+    return {column.name: column for column in columns_of(verb)}
+
+
+__all__ = ["BY_NAME", "COLUMNS", "READINGS", "TABLES", "Column", "columns_of", "named"]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from eigenscope.columns import COLUMNS, Column
+from eigenscope.columns import Column, columns_of
 from eigenscope.errors import InputError
 from eigenscope.files import replacing
 from eigenscope.results import Run
@@ -21,14 +21,15 @@ TYPES = {"text": pa.string(), "count": pa.int64(), "number": pa.float64(), "shar
 ENDINGS = (".csv", ".parquet", ".json")
 
 
-def arrow_table(run: Run, *, columns: Sequence[Column] = COLUMNS, with_values: bool = False) -> pa.Table:
+def arrow_table(run: Run, *, columns: Sequence[Column] | None = None, with_values: bool = False) -> pa.Table:
     """One row per matrix; missing readings are null.
 
     Args:
         run: the run.
-        columns: names and types, in that order.
+        columns: names and types, in that order; default: those of the run's verb.
         with_values: add a column ``singular_values`` of lists.
     """
+    columns = columns_of(run.verb) if columns is None else columns
     arrays = {c.name: pa.array([r.readings.get(c.name) for r in run.records], TYPES[c.kind]) for c in columns}
     if with_values:
         lists = [None if r.values is None else r.values.tolist() for r in run.records]
@@ -47,8 +48,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def as_json(run: Run, *, columns: Sequence[Column] = COLUMNS, with_values: bool = False) -> str:
-    """The whole run as one JSON object, in ASCII: source, records, findings, coverage, provenance."""
+def as_json(run: Run, *, columns: Sequence[Column] | None = None, with_values: bool = False) -> str:
+    """The whole run as one JSON object, in ASCII: source, verdict, records, findings, coverage, provenance."""
+    columns = columns_of(run.verb) if columns is None else columns
     records = []
     for record in run.records:
         row: dict[str, Any] = {c.name: record.readings.get(c.name) for c in columns}
@@ -56,7 +58,8 @@ def as_json(run: Run, *, columns: Sequence[Column] = COLUMNS, with_values: bool 
             row["singular_values"] = None if record.values is None else record.values.tolist()
         records.append(row)
     content = {
-        "verb": run.verb, "source": run.source, "records": records, "findings": [vars(found) for found in run.findings],
+        "verb": run.verb, "source": run.source, **({"verdict": run.verdict} if run.verdict else {}), "records": records,
+        "findings": [vars(found) for found in run.findings],
         "coverage": [vars(entry) for entry in run.coverage], "provenance": dict(run.provenance),
     }  # fmt: skip
     return json.dumps(plain(content), indent=1, allow_nan=False, default=str)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eigenscope.errors import RunFileError
-from eigenscope.results import Coverage, Record, Run
+from eigenscope.results import Compared, Coverage, Record, Run
 
 SCHEMA = 2
 APPLICATION = 0x45534350
@@ -220,7 +220,7 @@ def _array(data: bytes | None, dtype: str) -> Any:
 
 
 def _coverage(shape: list[int], **entry: Any) -> Coverage:
-    return Coverage(shape=tuple(map(int, shape)), **entry)
+    return (Compared if "relative_change" in entry else Coverage)(shape=tuple(map(int, shape)), **entry)
 
 
 def _begins(path: Path) -> bytes:

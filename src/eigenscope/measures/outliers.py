@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from eigenscope.columns import BY_NAME
+from eigenscope.columns import named
 from eigenscope.measures.duplicates import find_duplicates
 from eigenscope.results import Finding, Record
 
@@ -64,7 +64,7 @@ def find(records: Sequence[Record]) -> tuple[Finding, ...]:
     """
     found: dict[str, list[tuple[float, str, str]]] = defaultdict(list)
     for record, deviation in deviations(records):
-        found[record.name].append((abs(deviation.z) / deviation.threshold, _in_words(deviation), deviation.reading))
+        found[record.name].append((abs(deviation.z) / deviation.threshold, in_words(deviation), deviation.reading))
     for record in records:
         found[record.name] += list(_alone(record))
     findings = [*find_duplicates(records), *_quantised(records)]
@@ -82,14 +82,22 @@ def title(record: Record) -> str:
     return f"layer {layer} {role}" if layer is not None and role and role != "other" else record.name
 
 
-def deviations(records: Sequence[Record]) -> list[tuple[Record, Deviation]]:
+def deviations(
+    records: Sequence[Record], compared: Sequence[str] = COMPARED, verb: str = "scan"
+) -> list[tuple[Record, Deviation]]:
     """The readings that lie far from those of the same role and shape in other layers.
 
     For each matrix the median and the median absolute deviation of its peers' logarithms, itself left out, give a robust
     z-score (Iglewicz & Hoaglin, How to Detect and Handle Outliers, 1993, §3.3); the scale is not less than the median of
     that over all roles, nor than 5 %. Named is what exceeds Student's quantile for that many peers: with five peers
     |z| > 9.4, with thirty |z| > 3.7.
+
+    Args:
+        records: of one run.
+        compared: the columns to compare; of those that tell the same story the one that stands out most is named first.
+        verb: whose columns they are.
     """
+    counts = frozenset(name for name, column in named(verb).items() if column.kind == "count")
     groups: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in records:
         if record.values is not None or isinstance(record.readings.get("sigma_max"), float):
@@ -97,19 +105,22 @@ def deviations(records: Sequence[Record]) -> list[tuple[Record, Deviation]]:
             groups[key].append(record)
     usable = [members for members in groups.values() if len(members) > FEWEST_PEERS]
     result = []
-    for reading in COMPARED:
-        columns = [np.array([_logarithm(r, reading) for r in members]) for members in usable]
+    for reading in compared:
+        counted = reading in counts
+        columns = [np.array([_logarithm(r, reading, counted) for r in members]) for members in usable]
         scales = [_scale(column) for column in columns if np.isfinite(column).sum() > FEWEST_PEERS]
         least = max(LEAST_SCALE, float(np.median(scales)) if scales else 0.0)
         for members, column in zip(usable, columns, strict=True):
             for place, record in enumerate(members):
-                deviation = _deviation(reading, record, np.delete(column, place), column[place], least)
+                deviation = _deviation(reading, record, np.delete(column, place), column[place], least, counted)
                 if deviation is not None:
                     result.append((record, deviation))
     return result
 
 
-def _deviation(reading: str, record: Record, others: Array, own: float, least: float) -> Deviation | None:
+def _deviation(
+    reading: str, record: Record, others: Array, own: float, least: float, counted: bool
+) -> Deviation | None:
     peers = others[np.isfinite(others)]
     if len(peers) < FEWEST_PEERS or not math.isfinite(own):
         return None
@@ -121,7 +132,7 @@ def _deviation(reading: str, record: Record, others: Array, own: float, least: f
     if abs(z) <= threshold:
         return None
     value = record.readings[reading]
-    low, high = (_plain(float(extreme), reading) for extreme in (peers.min(), peers.max()))
+    low, high = (_plain(float(extreme), counted) for extreme in (peers.min(), peers.max()))
     return Deviation(reading, z, threshold, float(value or 0.0), low, high, len(peers))
 
 
@@ -130,31 +141,35 @@ def _scale(logs: Array) -> float:
     return 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
 
 
-def _logarithm(record: Record, reading: str) -> float:
+def _logarithm(record: Record, reading: str, counted: bool) -> float:
     value = record.readings.get(reading)
     if not isinstance(value, int | float) or math.isnan(value) or value < 0.0:
         return math.nan
-    if BY_NAME[reading].kind == "count":
+    if counted:
         return math.log1p(value)
     return math.log(min(float(value), LARGEST)) if value > 0.0 else math.nan
 
 
-def _plain(logarithm: float, reading: str) -> float:
-    if BY_NAME[reading].kind == "count":
+def _plain(logarithm: float, counted: bool) -> float:
+    if counted:
         return round(math.expm1(logarithm))
     return math.inf if logarithm >= math.log(LARGEST) else math.exp(logarithm)
 
 
-def _in_words(deviation: Deviation) -> str:
-    label = BY_NAME[deviation.reading].label
-    low, high = _number(deviation.low), _number(deviation.high)
+def in_words(deviation: Deviation, verb: str = "scan") -> str:
+    """The deviation as part of a sentence; ``verb`` says whose column it is."""
+    column = named(verb)[deviation.reading]
+    label = column.label
+    value, low, high = (_number(x, column.kind == "share") for x in (deviation.value, deviation.low, deviation.high))
     between = low if low == high else f"{low} to {high}"
-    return f"{label} {_number(deviation.value)} where its {deviation.peers} peers have {between}"
+    return f"{label} {value} where its {deviation.peers} peers have {between}"
 
 
-def _number(value: float) -> str:
+def _number(value: float, share: bool = False) -> str:
     if math.isinf(value):
         return "∞"
+    if share:
+        return f"{100.0 * value:.3g} %"
     return f"{value:,.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
 
 

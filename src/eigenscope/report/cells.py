@@ -8,7 +8,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-from eigenscope.columns import COLUMNS, Column
+from eigenscope.columns import Column, columns_of
 from eigenscope.errors import InputError
 from eigenscope.results import Run, Value
 
@@ -83,7 +83,7 @@ def rounded(value: Value, digits: int = 5) -> Value:
 
 def shown_columns(run: Run) -> tuple[Column, ...]:
     """The columns in which at least one record of the run has a value, in the order of the table."""
-    return tuple(c for c in COLUMNS if any(r.readings.get(c.name) is not None for r in run.records))
+    return tuple(c for c in columns_of(run.verb) if any(r.readings.get(c.name) is not None for r in run.records))
 
 
 def doubt(status: Value) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from eigenscope.columns import BY_NAME, Column
+from eigenscope.columns import Column, columns_of
 from eigenscope.report.cells import MISSING, format_value, plotly_text, significant, visible
 from eigenscope.report.grid import Grid, Shading, colour_range, compact, even_ticks
 from eigenscope.results import Record, Run, Value
@@ -83,8 +83,9 @@ def version(run: Run) -> str:
 
 
 def title(run: Run) -> str:
-    """The last part of what the user named."""
-    return visible(Path(run.source).name or run.source or "a run")
+    """The last part of what the user named, or of both that are compared."""
+    parts = [Path(part).name or part for part in run.source.split(" → ")]
+    return visible(" → ".join(parts) or "a run")
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -226,7 +227,7 @@ def common_readings(run: Run, other: Run, pairing: Pairing) -> list[Column]:
     """The readings that some matrix has in both runs."""
     both = [(r, other.records[i]) for r, i in zip(run.records, pairing.partners, strict=True) if i is not None]
     return [
-        column for column in BY_NAME.values()
+        column for column in columns_of(run.verb)
         if column.reading and any(a.readings.get(column.name) is not None and b.readings.get(column.name) is not None
                                   for a, b in both)
     ]  # fmt: skip

@@ -7,31 +7,32 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from eigenscope.columns import BY_NAME, READINGS, Column
+from eigenscope.columns import Column, columns_of
 from eigenscope.errors import InputError
 from eigenscope.report import compare, laws, plots
 from eigenscope.report.cells import doubt, plotly_text, shown_columns, significant, unknown, visible
 from eigenscope.report.curves import Curve, curve_of
 from eigenscope.report.grid import lay_out, shade, visible_role
+from eigenscope.report.layouts import layout_of
 from eigenscope.report.plots import Figure
 from eigenscope.results import Record, Run
 
 MAX_LINES = 200
 
 
-def heat_map(run: Run, reading: str) -> go.Figure:
+def heat_map(run: Run, reading: str | None = None) -> go.Figure:
     """A reading over layers (across) and roles (down); colours in log₁₀ where the reading spans decades.
 
     A cell with several matrices (experts) shows their median. A grey cell has matrices, but none with this reading.
 
     Args:
         run: the run.
-        reading: name of a column of ``eigenscope.columns.READINGS``.
+        reading: name of a reading of the run's columns; default: the first that its verb shows.
 
     Raises:
         InputError: no such reading, or no matrix of the run has it.
     """
-    column = _reading(run, reading)
+    column = _reading(run, reading or layout_of(run).reading)
     grid = lay_out(run)
     figure = plots.heat_figure(grid)
     plots.fill_heat(figure, shade(run, grid, column))
@@ -97,7 +98,8 @@ def spectrum(run: Run, name: str) -> go.Figure:
     if curve is None:
         why = doubt(record.readings.get("status")) or "the run does not hold any"
         raise InputError(f"no singular values to draw: {why}", where=name, expected="a matrix that was decomposed")
-    figure, energy = plots.spectrum_figure(), plots.energy_figure("3")
+    symbol = layout_of(run).symbol
+    figure, energy = plots.spectrum_figure(), plots.energy_figure("3", symbol)
     _fill_values(figure, record, curve)
     _fill_histogram(figure, record)
     _fill_energy(energy, curve)
@@ -107,9 +109,9 @@ def spectrum(run: Run, name: str) -> go.Figure:
     for axis, ends in (("xaxis", [0, 0.26]), ("xaxis2", [0.37, 0.63]), ("xaxis3", [0.74, 1])):
         layout[axis]["domain"] = ends
     shape = f"{record.readings.get('rows')}×{record.readings.get('cols')}, {record.readings.get('role')}"
-    verdicts = (record.readings.get("noise_verdict"), record.readings.get("alpha_verdict"))
+    verdicts = (record.readings.get(name) for name in layout_of(run).remarks if name != "status")
     about = "; ".join(each for each in verdicts if isinstance(each, str))
-    notes = [note for note in (about, laws.noise_note(record), laws.tail_note(record)) if note]
+    notes = [note for note in (about, laws.noise_note(record, symbol), laws.tail_note(record)) if note]
     layout["title"] = {"text": plotly_text(name), "subtitle": {"text": plotly_text(shape)}}
     layout["margin"]["t"] = 104
     _write_below(layout, notes)
@@ -189,7 +191,7 @@ def change(run: Run, other: Run, reading: str) -> go.Figure:
     Args:
         run: the run before.
         other: the run after.
-        reading: name of a column of ``eigenscope.columns.READINGS``.
+        reading: name of a reading of the run's columns.
 
     Raises:
         InputError: no such reading, or no matrix has it in both runs.
@@ -216,7 +218,7 @@ def over_runs(runs: Sequence[Run], reading: str, role: str | None = None) -> go.
 
     Args:
         runs: in order, as from the checkpoints of a training.
-        reading: name of a column of ``eigenscope.columns.READINGS``.
+        reading: name of a reading of the run's columns.
         role: default: the one with the most matrices.
 
     Raises:
@@ -288,9 +290,10 @@ def _line(run: Run, record: Record, curve: Curve) -> Figure:
 
 
 def _reading(run: Run, name: str) -> Column:
-    column = BY_NAME.get(name)
-    if column is None or not column.reading:
-        raise unknown("reading", name, (column.name for column in READINGS))
+    readings = {column.name: column for column in columns_of(run.verb) if column.reading}
+    column = readings.get(name)
+    if column is None:
+        raise unknown("reading", name, readings)
     if column not in shown_columns(run):
         known = ", ".join(c.name for c in shown_columns(run) if c.reading)
         raise InputError(f"no matrix of the run has {name!r}", where=run.source, expected=known or "another run")

@@ -8,8 +8,9 @@ from pathlib import Path
 from eigenscope.report import compare, shell
 from eigenscope.report.cells import doubt, shown_columns, visible
 from eigenscope.report.findings import NOTHING, on_page
+from eigenscope.report.layouts import grouped, layout_of
 from eigenscope.report.page_data import page_data
-from eigenscope.report.page_text import comparison, grouped, outcomes, provenance, sentences
+from eigenscope.report.page_text import comparison, outcomes, provenance, sentences
 from eigenscope.report.summary import counted, summarize
 from eigenscope.results import Run
 
@@ -37,7 +38,7 @@ def write_page(run: Run, path: str | Path, others: Sequence[Run] = ()) -> None:
 def render(run: Run, others: Sequence[Run] = ()) -> str:
     """The page as text; arguments as for :func:`write_page`."""
     parts = "\n".join(shell.part(name) for name in SCRIPTS)
-    columns = shown_columns(run)
+    columns, layout = shown_columns(run), layout_of(run)
     return shell.fill(
         "page.html",
         script=f'"use strict";\n(() => {{\n{parts}\n}})();\n',
@@ -46,13 +47,15 @@ def render(run: Run, others: Sequence[Run] = ()) -> str:
         source=visible(run.source),
         title=compare.title(run),
         lines=sentences(run),
+        verdict=visible(run.verdict),
+        cut=layout.cut,
         findings=on_page(run),
         measured=summarize(run).measured,
         nothing=NOTHING,
         at_first=FINDINGS_AT_FIRST,
         doubtful=[(i, visible(r.name), why) for i, r in enumerate(run.records)
                   if (why := doubt(r.readings.get("status")))],
-        readings=grouped(columns),
+        readings=grouped(layout, columns),
         columns=columns,
         comparison=comparison(run, others),
         outcomes=outcomes(run),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eigenscope.columns import BY_NAME
-from eigenscope.report.cells import format_value, significant, visible
+from eigenscope.report.cells import MISSING, significant, visible
 from eigenscope.report.curves import finite_values
 from eigenscope.results import Record
 
@@ -134,17 +133,18 @@ def is_power_law(record: Record) -> bool:
     return record.readings.get("alpha_verdict") == "power law"
 
 
-def noise_note(record: Record) -> str:
+def noise_note(record: Record, symbol: str = "W") -> str:
     """What stands above the noise, in words, or why that cannot be said; empty where nobody has looked."""
     edge, rank = number(record, "noise_edge"), number(record, "noise_rank")
     if edge is None or rank is None:
         verdict = record.readings.get("noise_verdict")
         return f"No law of noise is drawn: {visible(verdict)}." if isinstance(verdict, str) else ""
-    share = format_value(BY_NAME["signal_energy"], record.readings.get("signal_energy"))
+    energy = number(record, "signal_energy")
+    share = MISSING if energy is None else f"{significant(100.0 * energy, 3)} %"
     of = f" of {len(record.values):,}" if record.values is not None else ""
     verb = "value lies" if rank == 1 else "values lie"
     return (
-        f"{int(rank):,}{of} {verb} above the noise edge {significant(edge)}, with {share} of ‖W‖F². "
+        f"{int(rank):,}{of} {verb} above the noise edge {significant(edge)}, with {share} of ‖{symbol}‖F². "
         "Over the histogram: the Marchenko-Pastur law of the noise below it."
     )
 

@@ -13,14 +13,8 @@ from eigenscope.report import compare, figures, laws, plots
 from eigenscope.report.cells import MISSING, format_value, plotly_text, rounded, shown_columns, visible
 from eigenscope.report.curves import Curve, curve_of
 from eigenscope.report.grid import Grid, Shading, lay_out, shade
+from eigenscope.report.layouts import Layout, layout_of
 from eigenscope.results import Record, Run, Value
-
-# Shown in the table before "all readings" is asked for.
-KEY_COLUMNS = frozenset({
-    "name", "layer", "role", "dtype", "sigma_max", "sigma_min", "condition", "digits_left",
-    "numerical_rank", "stable_rank", "effective_rank", "rank_90", "rank_99", "status",
-})  # fmt: skip
-
 
 # Up to MAX_POINTS of each spectrum, fewer where there are many: what the browser reads at once.
 MAX_POINTS, POINTS_IN_ALL, FEWEST_POINTS = 1024, 60_000, 24
@@ -30,14 +24,15 @@ DRAWN_DIGITS = 4
 def page_data(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
     """Everything that the page's script draws, as plain values."""
     grid = lay_out(run)
-    columns = shown_columns(run)
+    columns, layout = shown_columns(run), layout_of(run)
     names = compare.letters(1 + len(others))
     limit = max(FEWEST_POINTS, min(MAX_POINTS, POINTS_IN_ALL // max(1, sum(len(r.records) for r in (run, *others)))))
     return {
         "names": [visible(record.name) for record in run.records],
-        "columns": _table(run, columns),
+        "columns": _table(run, columns, layout),
+        "layout": {"facts": layout.facts, "remarks": layout.remarks, "calm": layout.calm, "perRank": layout.per_rank},
         "heat": _heat(run, grid, columns) | {"white": plots.WHITE_BELOW},
-        "curves": _curves(run.records, limit),
+        "curves": _curves(run.records, limit, layout),
         "spectra": {
             "figure": plots.spectra_figure(figures.depth_range(run)),
             "roles": [{"role": role, "of": len(rows), "rows": figures.spread(rows)}
@@ -47,7 +42,7 @@ def page_data(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
             "dark": plots.DEPTH_ON_DARK,
         },
         "spectrum": plots.spectrum_figure(),
-        "energy": plots.energy_figure(),
+        "energy": plots.energy_figure("", layout.symbol),
         "runs": [f"{name}: {compare.title(each)}" for name, each in zip(names, (run, *others), strict=True)],
         "letters": names,
         "others": [_other(run, other, grid, limit) for other in others],
@@ -57,8 +52,8 @@ def page_data(run: Run, others: Sequence[Run] = ()) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _table(run: Run, columns: Sequence[Column]) -> list[dict[str, Any]]:
-    table = [_column(run, column) for column in columns]
+def _table(run: Run, columns: Sequence[Column], layout: Layout) -> list[dict[str, Any]]:
+    table = [_column(run, column, column.name in layout.key) for column in columns]
     sides = [(record.readings.get("rows"), record.readings.get("cols")) for record in run.records]
     sizes = [rows * cols if isinstance(rows, int) and isinstance(cols, int) else None for rows, cols in sides]
     shape = {"name": "shape", "label": "shape", "kind": "count", "key": True, "values": sizes,
@@ -67,7 +62,7 @@ def _table(run: Run, columns: Sequence[Column]) -> list[dict[str, Any]]:
     return [*table[:place], shape, *table[place:]]
 
 
-def _column(run: Run, column: Column) -> dict[str, Any]:
+def _column(run: Run, column: Column, key: bool) -> dict[str, Any]:
     values: list[Value] = [record.readings.get(column.name) for record in run.records]
     if column.name == "name":
         values = [record.name for record in run.records]
@@ -76,7 +71,7 @@ def _column(run: Run, column: Column) -> dict[str, Any]:
         "name": column.name,
         "label": column.label,
         "kind": column.kind,
-        "key": column.name in KEY_COLUMNS,
+        "key": key,
         "log": column.scale == "log",
     }
     if column.kind == "text":
@@ -110,7 +105,7 @@ def _shading(shading: Shading) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _curves(records: Sequence[Record | None], limit: int) -> dict[str, Any]:
+def _curves(records: Sequence[Record | None], limit: int, layout: Layout) -> dict[str, Any]:
     """Each spectrum in few digits. Spectra of one length share the list of places that were kept."""
     index: dict[int, list[int]] = {}
     rows: list[dict[str, Any] | None] = []
@@ -121,7 +116,7 @@ def _curves(records: Sequence[Record | None], limit: int) -> dict[str, Any]:
             continue
         count = int(curve.index[-1])
         index.setdefault(count, curve.index.tolist())
-        rows.append({"count": count, **_curve(record, curve), **_laws(record)})
+        rows.append({"count": count, **_curve(record, curve), **_laws(record, layout)})
     return {"index": index, "rows": rows}
 
 
@@ -137,11 +132,11 @@ def _curve(record: Record, curve: Curve) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _laws(record: Record) -> dict[str, Any]:
+def _laws(record: Record, layout: Layout) -> dict[str, Any]:
     """What is drawn beside the values: the histogram, the noise, the tail."""
     shown, bulk, tail = laws.histogram(record), laws.bulk_density(record), laws.tail_line(record)
     drawn: dict[str, Any] = {"edge": rounded(laws.number(record, "noise_edge")),
-                             "notes": [note for note in (laws.noise_note(record), laws.tail_note(record)) if note]}  # fmt: skip
+                             "notes": [note for note in (laws.noise_note(record, layout.symbol), laws.tail_note(record)) if note]}  # fmt: skip
     if shown is not None:
         drawn["bars"] = [rounded(shown.low, 7), rounded(shown.width, 7), shown.counts, shown.beyond]
     if bulk is not None and shown is not None and record.values is not None:
@@ -188,4 +183,4 @@ def _other(run: Run, other: Run, grid: Grid, limit: int) -> dict[str, Any]:
             "changes": [rounded(amount) for amount in amounts],
             "said": [compare.format_change(column, amount) for amount in amounts],
         }
-    return {"readings": readings, "curves": _curves(partners, limit)}
+    return {"readings": readings, "curves": _curves(partners, limit, layout_of(run))}

@@ -5,38 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eigenscope.columns import Column
 from eigenscope.report import compare
 from eigenscope.report.cells import MISSING, significant, visible
-from eigenscope.report.summary import OUTCOMES, counted, duration, summarize
+from eigenscope.report.layouts import layout_of
+from eigenscope.report.summary import OUTCOMES, change_of, counted, duration, summarize
 from eigenscope.results import Run
-
-# How the list of readings is grouped. What is in none of these groups is listed under the last heading.
-GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("Conditioning", ("condition", "digits_lost", "digits_left", "digits_left_fp16", "ridge")),
-    ("Rank", ("numerical_rank", "stable_rank", "effective_rank", "participation", "rank_90", "rank_95", "rank_99")),
-    ("Size", ("sigma_max", "sigma_min", "frobenius", "nuclear", "conv_norm", "spectral_radius")),
-    ("Factoring", ("params_saved_90", "params_saved_95", "params_saved_99",
-                   "bytes_saved_90", "bytes_saved_95", "bytes_saved_99")),
-    ("Noise", ("noise_rank", "noise_edge", "noise_level", "signal_energy", "bulk_distance", "optimal_rank")),
-    ("Power-law tail", (
-        "alpha", "alpha_stderr", "alpha_cutoff", "alpha_ks", "alpha_p", "lr_lognormal", "lr_exponential", "lr_truncated",
-        "alpha_stability", "alpha_fixed_aspect", "decay", "decay_r2",
-    )),
-    ("Entries", ("overflow_fp16", "underflow_fp16", "quantization_floor", "zero_rows", "zero_cols")),
-    ("Other", ()),
-)  # fmt: skip
-
-
-def grouped(columns: Sequence[Column]) -> list[tuple[str, list[Column]]]:
-    """The readings among the columns under their headings."""
-    readings = [column for column in columns if column.reading]
-    named = {name for _, names in GROUPS for name in names}
-    groups = [
-        (heading, [c for c in readings if c.name in names or (not names and c.name not in named)])
-        for heading, names in GROUPS
-    ]
-    return [(heading, members) for heading, members in groups if members]
 
 
 def outcomes(run: Run) -> list[dict[str, Any]]:
@@ -46,9 +19,10 @@ def outcomes(run: Run) -> list[dict[str, Any]]:
         {
             "outcome": outcome, "tensors": summary.outcomes[outcome],
             "groups": [
-                {"reason": visible(group.reason), "matrices": group.matrices, "tensors": [
+                {"reason": visible(group.reason), "matrices": group.matrices,
+                 "changes": any(map(change_of, group.tensors)), "tensors": [
                     {"name": visible(entry.tensor), "shape": "×".join(map(str, entry.shape)) or "scalar",
-                     "dtype": visible(entry.dtype), "matrices": entry.matrices}
+                     "dtype": visible(entry.dtype), "matrices": entry.matrices, "change": change_of(entry)}
                     for entry in group.tensors
                 ]}
                 for group in summary.groups if group.outcome == outcome
@@ -60,10 +34,10 @@ def outcomes(run: Run) -> list[dict[str, Any]]:
 
 def sentences(run: Run) -> list[str]:
     """The run in a paragraph."""
-    summary = summarize(run)
+    summary, layout = summarize(run), layout_of(run)
     lines = [
-        f"{counted(summary.measured, 'weight matrix', 'weight matrices')} with {summary.share} "
-        f"{'was' if summary.measured == 1 else 'were'} decomposed"
+        f"{counted(summary.measured, layout.matrix, layout.matrices)} with {summary.share} "
+        f"{'was' if summary.measured == 1 else 'were'} {layout.done}"
         + (f" in {duration(summary.seconds)}." if summary.seconds is not None else ".")
     ]
     if summary.worst is not None:

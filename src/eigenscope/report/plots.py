@@ -130,22 +130,23 @@ def spectrum_figure() -> Figure:
     return {"data": [values, floor, edge, tail, bars, density, mark], "layout": layout}
 
 
-def energy_figure(axis: str = "") -> Figure:
+def energy_figure(axis: str = "", symbol: str = "W") -> Figure:
     """The figure of what the leading k values keep and lose, without its values: energy, error, and the usual marks.
 
     Args:
         axis: number of its axes, where it is to stand beside others.
+        symbol: of the matrix.
     """
     place = {"xaxis": f"x{axis}", "yaxis": f"y{axis}"}
     energy = {
-        **_line(ACCENT, 2, "solid", "rank %{x:,d} keeps %{y:.2%} of ‖W‖F²"),
+        **_line(ACCENT, 2, "solid", f"rank %{{x:,d}} keeps %{{y:.2%}} of ‖{symbol}‖F²"),
         **place,
-        "name": "energy kept, of ‖W‖F²",
+        "name": f"energy kept, of ‖{symbol}‖F²",
     }
     error = {
-        **_line(MUTED, 1.5, "dot", "rank %{x:,d} is off by %{y:.2%} of ‖W‖F"),
+        **_line(MUTED, 1.5, "dot", f"rank %{{x:,d}} is off by %{{y:.2%}} of ‖{symbol}‖F"),
         **place,
-        "name": "error left, of ‖W‖F",
+        "name": f"error left, of ‖{symbol}‖F",
     }
     marks = {
         "type": "scatter", "mode": "markers+text", **place, "textposition": "bottom right",

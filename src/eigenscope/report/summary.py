@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from eigenscope.report.cells import doubt
-from eigenscope.results import Coverage, Run
+from eigenscope.report.cells import doubt, significant
+from eigenscope.results import Compared, Coverage, Run
 
-OUTCOMES = ("read", "not a matrix", "not readable")
+OUTCOMES = ("read", "compared", "not a matrix", "not compared", "only in base", "only in tuned", "not readable")
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,11 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def change_of(entry: Coverage) -> str:
+    """The relative change of a vector in a comparison; empty for everything else."""
+    change = entry.relative_change if isinstance(entry, Compared) else None
+    if change is None:
+        return ""
+    return "∞" if math.isinf(change) else f"{significant(100.0 * change, 3)} %"

@@ -16,34 +16,23 @@ from rich.table import Column as RichColumn
 from rich.table import Table
 from rich.text import Text
 
-from eigenscope.columns import BY_NAME, Column
+from eigenscope.columns import Column, columns_of, named
 from eigenscope.report.cells import doubt, format_value, shown_columns, significant, unknown, visible
 from eigenscope.report.findings import NOTHING, in_order, sentence
+from eigenscope.report.layouts import layout_of
 from eigenscope.report.shorten import shorten
-from eigenscope.report.summary import OUTCOMES, Summary, counted, duration, summarize
+from eigenscope.report.summary import OUTCOMES, Summary, change_of, counted, duration, summarize
 from eigenscope.results import Coverage, Record, Run, Value
 
 PIPE_WIDTH = 160
 GAP = 2
-IN_SERIES = (
-    "sigma_max", "frobenius", "condition", "numerical_rank", "stable_rank", "effective_rank", "rank_99", "noise_rank",
-    "signal_energy", "decay",
-)  # fmt: skip
 SHAPE = Column("shape", "shape", "text", "Outputs m × inputs n.", reading=False)
 
-# What is dropped first on a narrow terminal stands last.
-PRIORITY = (
-    "name", "role", "shape", "sigma_max", "condition", "stable_rank", "rank_99", "layer", "effective_rank", "noise_rank",
-    "sigma_min", "dtype", "digits_left", "numerical_rank", "rank_90", "error_bound", "rank_95", "frobenius",
-    "participation", "ridge", "conv_norm", "spectral_radius", "overflow_fp16", "underflow_fp16",
-    "noise_rank", "signal_energy", "optimal_rank", "quantization_floor", "zero_rows", "zero_cols",
-)  # fmt: skip
 
-
-def print_scan(
+def print_run(
     run: Run, *, columns: Sequence[str] | None = None, file: TextIO | None = None, width: int | None = None
 ) -> None:
-    """Print the table of matrices, the findings, every doubtful row, the coverage in short, and the totals.
+    """Print the table of matrices, the verdict, the findings, every doubtful row, the coverage in short, and the totals.
 
     Args:
         run: the run; singular values are not needed.
@@ -55,7 +44,7 @@ def print_scan(
         InputError: a column that does not exist; near names are offered.
     """
     sheet = _Sheet(file, width)
-    wanted = _asked_for(columns) if columns else _by_priority(run)
+    wanted = _asked_for(run, columns) if columns else _by_priority(run)
     summary = summarize(run)
     if run.records:
         table, left_out = _matrix_table(run, wanted, sheet.width, by_place=not columns)
@@ -63,6 +52,8 @@ def print_scan(
         if columns and left_out:
             names = ", ".join(column.name for column in left_out)
             sheet.line(f"{counted(len(left_out), 'column')} too many for {sheet.width} characters: {names}")
+    if run.verdict:
+        sheet.heading(visible(run.verdict))
     _findings(sheet, run, summary)
     if summary.doubtful:
         sheet.heading(f"!  {counted(len(summary.doubtful), 'row')} to look at")
@@ -82,7 +73,7 @@ def print_series(
     Args:
         runs: two or more.
         columns: readings to show matrix by matrix; default: medians of the most telling over the matrices in all runs.
-        file, width: as in :func:`print_scan`.
+        file, width: as in :func:`print_run`.
 
     Raises:
         InputError: a column that does not exist; near names are offered.
@@ -94,11 +85,12 @@ def print_series(
     names = [name for name in rows[0] if all(name in row for row in rows)]
     left_out = len({name for row in rows for name in row}) - len(names)
     if columns:
-        for column in _asked_for(columns)[1:]:
+        for column in _asked_for(runs[0], columns)[1:]:
             cells = [[_cell(row[name], column) for row in rows] for name in names]
             _over_runs(sheet, column.label, shorten([visible(name) for name in names], sheet.width // 2), cells)
     else:
-        shown = [BY_NAME[name] for name in IN_SERIES if all(BY_NAME[name] in shown_columns(run) for run in runs)]
+        known = [set(shown_columns(run)) for run in runs]
+        shown = [c for c in _named(runs[0], layout_of(runs[0]).in_series) if all(c in each for each in known)]
         cells = [[format_value(column, _median(column, row, names)) for row in rows] for column in shown]
         _over_runs(sheet, f"median of {len(names)} matrices", [column.label for column in shown], cells)
     if left_out:
@@ -136,7 +128,7 @@ def print_rows(
     Args:
         columns: headings by their names, and how values are shown.
         rows: a value for each column.
-        file, width: as in :func:`print_scan`; wider tables run over.
+        file, width: as in :func:`print_run`; wider tables run over.
     """
     sheet = _Sheet(file, width)
     cells = [[format_value(column, value) for column, value in zip(columns, row, strict=True)] for row in rows]
@@ -167,7 +159,7 @@ def print_coverage(run: Run, *, file: TextIO | None = None, width: int | None = 
 
 def _coverage_row(entry: Coverage) -> tuple[str, str, str, str]:
     shape = "×".join(map(str, entry.shape)) or "scalar"
-    matrices = counted(entry.matrices, "matrix", "matrices") if entry.matrices > 1 else ""
+    matrices = counted(entry.matrices, "matrix", "matrices") if entry.matrices > 1 else change_of(entry)
     return visible(entry.tensor), shape, visible(entry.dtype), matrices
 
 
@@ -260,8 +252,8 @@ class _Sheet:
         self._file.write("".join(f"{line}\n" for line in lines).encode(encoding, "replace").decode(encoding))
 
 
-def _asked_for(columns: Sequence[str]) -> list[Column]:
-    known = {**BY_NAME, "shape": SHAPE}
+def _asked_for(run: Run, columns: Sequence[str]) -> list[Column]:
+    known = {**named(run.verb), "shape": SHAPE}
     for name in columns:
         if name not in known:
             raise unknown("column", name, known)
@@ -269,8 +261,13 @@ def _asked_for(columns: Sequence[str]) -> list[Column]:
 
 
 def _by_priority(run: Run) -> list[Column]:
-    known = {**{column.name: column for column in shown_columns(run)}, "name": BY_NAME["name"], "shape": SHAPE}
-    return [known[name] for name in PRIORITY if name in known]
+    shown = {"name", SHAPE.name, *(column.name for column in shown_columns(run))}
+    return _named(run, [name for name in layout_of(run).priority if name in shown])
+
+
+def _named(run: Run, names: Sequence[str]) -> list[Column]:
+    known = {**named(run.verb), SHAPE.name: SHAPE}
+    return [known[name] for name in names if name in known]
 
 
 def _matrix_table(run: Run, wanted: list[Column], width: int, by_place: bool) -> tuple[Table, list[Column]]:
@@ -288,7 +285,8 @@ def _matrix_table(run: Run, wanted: list[Column], width: int, by_place: bool) ->
     for column in sorted(chosen, key=lambda c: c.name != "name"):
         spare = room - sum(widths.values()) - GAP * (len(chosen) - 1)
         widths[column] = max(1, min(full[column], widths[column] + spare))
-    order = sorted(chosen, key=_place) if by_place else chosen
+    places = [column.name for column in columns_of(run.verb)]
+    order = sorted(chosen, key=lambda c: _place(c, places)) if by_place else chosen
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     if doubtful:
         table.add_column("", width=1)
@@ -306,8 +304,7 @@ def _matrix_table(run: Run, wanted: list[Column], width: int, by_place: bool) ->
     return table, [column for column in wanted if column not in chosen]
 
 
-def _place(column: Column) -> float:
-    names = list(BY_NAME)
+def _place(column: Column, names: Sequence[str]) -> float:
     return names.index("role") + 0.5 if column is SHAPE else names.index(column.name)
 
 
@@ -355,7 +352,7 @@ def _coverage_in_short(sheet: _Sheet, summary: Summary) -> None:
             continue
         groups = [group for group in summary.groups if group.outcome == outcome]
         matrices = sum(group.matrices for group in groups)
-        into = f", {counted(matrices, 'matrix', 'matrices')}" if outcome == "read" else ""
+        into = f", {counted(matrices, 'matrix', 'matrices')}" if outcome in ("read", "compared") else ""
         sheet.line(f"{summary.outcomes[outcome]:>6,}  {outcome}{into}", indent=0)
         if len(groups) == 1 and groups[0].reason == "as stored":
             continue

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import scipy
-import torch
-
 import eigenscope
-from eigenscope.columns import COLUMNS, Column
-from eigenscope.engine.export import arrow_table
-from eigenscope.engine.pool import available_cpus, stream, threads
-from eigenscope.engine.progress import Listener, Progress, silent
+from eigenscope.engine.pool import available_cpus
+from eigenscope.engine.progress import Listener, silent
 from eigenscope.engine.runfile import RunFile
 from eigenscope.errors import InputError
 from eigenscope.measures import outliers
@@ -31,10 +20,11 @@ from eigenscope.models.matrices import Matrix, list_matrices
 from eigenscope.models.sources import open_checkpoint
 from eigenscope.results import Coverage, Record, Run
 from eigenscope.tasks.readings import ScanOptions, measure
+from eigenscope.tasks.rows import Work, is_wanted, make_rows, versions
+from eigenscope.tasks.tables import TableResult, frame
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -86,76 +76,15 @@ class ScanPlan:
         }
 
 
-class Scan:
-    """The result of :func:`scan`.
-
-    Attributes:
-        run: records, coverage and provenance as plain data.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per matrix, columns as in ``eigenscope.columns.COLUMNS``."""
-        return _frame(self.run)
+class Scan(TableResult):
+    """The result of :func:`scan`."""
 
     @property
     def weightwatcher(self) -> pd.DataFrame:
         """The same matrices in the columns of WeightWatcher's table; ``docs/weightwatcher.md`` lists the differences."""
         from eigenscope.tasks import weightwatcher
 
-        return _frame(weightwatcher.as_run(self.run), weightwatcher.COLUMNS)
-
-    @property
-    def coverage(self) -> pd.DataFrame:
-        """One row per tensor of the checkpoint: read, not a matrix, or not readable, and why."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(entry) for entry in self.run.coverage], columns=[f.name for f in fields(Coverage)])
-
-    @property
-    def outliers(self) -> pd.DataFrame:
-        """What stands out, most severe first: the matrices, a sentence, a severity, the reading that shows it."""
-        import pandas as pd
-
-        from eigenscope.results import Finding
-
-        return pd.DataFrame([vars(found) for found in self.run.findings], columns=[f.name for f in fields(Finding)])
-
-    def figure(self, reading: str | None = None, matrix: str | None = None) -> go.Figure:
-        """A Plotly figure: a reading over layer × role, or the spectrum of one matrix; by default κ.
-
-        Raises:
-            InputError: no such reading or matrix; near names are offered.
-        """
-        from eigenscope.report import figures
-
-        if matrix is not None:
-            if reading is not None:
-                raise InputError("both a reading and a matrix", expected="one of them")
-            return figures.spectrum(self.run, matrix)
-        return figures.heat_map(self.run, reading or "condition")
-
-    def report(self, path: str | Path) -> Path:
-        """Write the self-contained HTML page and return its path."""
-        from eigenscope.report.html import write_page
-
-        write_page(self.run, path)
-        return Path(path)
-
-    def __repr__(self) -> str:
-        return f"Scan({self.run.source!r}, {len(self.run.records)} matrices)"
-
-
-def _frame(run: Run, columns: Sequence[Column] = COLUMNS) -> pd.DataFrame:
-    import pandas as pd
-    import pyarrow as pa
-
-    types = {pa.int64(): pd.Int64Dtype()}
-    frame: pd.DataFrame = arrow_table(run, columns=columns).to_pandas(types_mapper=types.get)
-    return frame
+        return frame(weightwatcher.as_run(self.run), weightwatcher.COLUMNS)
 
 
 def scan(
@@ -237,18 +166,13 @@ def make_plan(source: Any, options: ScanOptions, workers: int | None = None) -> 
         raise InputError(f"{workers} workers", expected="at least 1")
     checkpoint = open_checkpoint(source)
     matrices, coverage = list_matrices(checkpoint)
-    chosen = tuple(m for m in matrices if _wanted(m.name, options))
+    chosen = tuple(m for m in matrices if is_wanted(m.name, options.include, options.exclude))
     if matrices and not chosen:
         raise InputError(
             f"none of the {len(matrices)} matrices is chosen by include={options.include}, exclude={options.exclude}",
             where=checkpoint.source, expected=f"patterns over names such as {matrices[0].name!r}",
         )  # fmt: skip
     return ScanPlan(checkpoint, chosen, coverage, options, workers or available_cpus())
-
-
-def _wanted(name: str, options: ScanOptions) -> bool:
-    included = not options.include or any(fnmatchcase(name, pattern) for pattern in options.include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in options.exclude)
 
 
 def open_run_file(plan: ScanPlan, output: str | Path | None) -> RunFile:
@@ -265,58 +189,29 @@ def run_plan(
     plan: ScanPlan, runfile: RunFile, *, executor: Executor | None = None, progress: Listener = silent
 ) -> Iterator[Record]:
     """Measure what the run file does not hold yet, largest first; each row is written before it is yielded."""
-    places = {matrix.name: place for place, matrix in enumerate(plan.matrices)}
-    finished = runfile.finished()
-    todo = [matrix for matrix in plan.matrices if matrix.name not in finished]
-    if not todo and runfile.provenance():
-        progress(Progress(len(places), len(places), ""))
-        return
-    runfile.describe(plan.checkpoint.source, plan.coverage)
-    # The largest first, so that no worker is left alone with it at the end.
-    todo.sort(key=lambda m: -(min(m.rows, m.cols) ** 2) * max(m.rows, m.cols))
-    begun, wall, processor = datetime.now(UTC), time.perf_counter(), time.process_time()
-    with ExitStack() as stack:
-        pool = executor or stack.enter_context(threads(plan.workers))
-        done = len(finished)
-        progress(Progress(done, len(places), ""))
-        work = partial(_measure_part, plan.options)
-        for record in stream(pool, work, _parts(plan.checkpoint, todo), in_flight=2 * plan.workers):
-            runfile.append(record, places[record.name])
-            done += 1
-            progress(Progress(done, len(places), record.name))
-            yield record
-    runfile.finish(
-        _provenance(plan)
-        | {
-            "started": begun.isoformat(timespec="seconds"),
-            "wall seconds": round(time.perf_counter() - wall, 3),
-            "CPU seconds": round(time.process_time() - processor, 3),
-            "rows measured": len(todo),
-            "rows resumed": len(finished),
-        }
+    work = Work(
+        source=plan.checkpoint.source,
+        items={matrix.name: matrix for matrix in plan.matrices},
+        cost=lambda m: min(m.rows, m.cols) ** 2 * max(m.rows, m.cols),
+        part=partial(_part, plan.checkpoint),
+        measure=partial(_measure_part, plan.options),
+        coverage=plan.coverage,
+        provenance={
+            **versions(),
+            "format": plan.lines()["format"],
+            "workers": plan.workers,
+            **asdict(plan.options),
+            "notes": "; ".join(plan.checkpoint.notes),
+        },
+        workers=plan.workers,
     )
+    yield from make_rows(work, runfile, executor=executor, progress=progress)
 
 
-def _parts(checkpoint: Checkpoint, matrices: list[Matrix]) -> Iterator[tuple[Checkpoint, Matrix]]:
-    """Each matrix with no more of the checkpoint than it needs: that is what a worker elsewhere is sent."""
-    for matrix in matrices:
-        yield checkpoint.part([name for name in (matrix.tensor, matrix.scale, matrix.gain) if name]), matrix
+def _part(checkpoint: Checkpoint, matrix: Matrix) -> tuple[Checkpoint, Matrix]:
+    """A matrix with no more of the checkpoint than it needs: that is what a worker elsewhere is sent."""
+    return checkpoint.part([name for name in (matrix.tensor, matrix.scale, matrix.gain) if name]), matrix
 
 
 def _measure_part(options: ScanOptions, item: tuple[Checkpoint, Matrix]) -> Record:
     return measure(item[0], options, item[1])
-
-
-def _provenance(plan: ScanPlan) -> dict[str, Any]:
-    return {
-        "eigenscope": eigenscope.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "machine": f"{platform.machine()}, {available_cpus()} processors",
-        "format": plan.lines()["format"],
-        "workers": plan.workers,
-        **asdict(plan.options),
-        "notes": "; ".join(plan.checkpoint.notes),
-    }

@@ -1,11 +1,7 @@
 // One matrix: its facts, its values, their histogram.
 
-const FACTS = [
-  "shape", "layer", "role", "dtype", "sigma_max", "sigma_min", "condition", "numerical_rank", "stable_rank",
-  "effective_rank", "rank_90", "rank_99", "noise_rank", "alpha", "error_bound",
-];
-const DOUBTS = ["status", "noise_verdict", "alpha_verdict"];
-const CALM = new Set(["", "ok", "–", "power law", "noise bulk", "noise only"]);
+// Remarks that are no reason for doubt.
+const isCalm = (text) => ["", "ok", "–"].includes(text) || DATA.layout.calm.some((calm) => text.startsWith(calm));
 
 function fact(label, text, doubtful = false) {
   return element("div", { class: doubtful ? "doubt" : null }, element("dt", {}, label), element("dd", {}, text));
@@ -15,12 +11,12 @@ function choose(row, { among = 1, scroll = false, reading = "" } = {}) {
   state.row = row;
   $("name").value = String(row);
   $("matrix-note").textContent = among > 1 ? `One of ${among} matrices in this cell; the others are in the list.` : "";
-  const known = FACTS.filter((name) => columns.has(name) && textOf(name, row) !== "–");
+  const known = DATA.layout.facts.filter((name) => columns.has(name) && textOf(name, row) !== "–");
   const nodes = known.map((name) => fact(columns.get(name).label, textOf(name, row)));
-  for (const name of DOUBTS) {
+  for (const name of DATA.layout.remarks) {
     const text = textOf(name, row);
     if (text === "ok" || text === "–" || text === "") continue;
-    nodes.push(fact(columns.get(name).label, text, !CALM.has(text)));
+    nodes.push(fact(columns.get(name).label, text, !isCalm(text)));
     nodes[nodes.length - 1].classList.add("wide");
   }
   $("facts").replaceChildren(...nodes);

@@ -24,8 +24,8 @@ function ofMatrix(curve, place) {
   const [m, n] = curve.shape;
   return {
     frobenius: curve.error[place], spectral: curve.spectral[place], energy: curve.energy[place],
-    parameters: k * (m + n + 1), dense: m * n,
-    bytes: curve.bytes === null ? null : k * (m + n + 1) * curve.bytes, held: curve.bytes === null ? null : m * n * curve.bytes,
+    parameters: k * (m + n + DATA.layout.perRank), dense: m * n,
+    bytes: curve.bytes === null ? null : k * (m + n + DATA.layout.perRank) * curve.bytes, held: curve.bytes === null ? null : m * n * curve.bytes,
   };
 }
 
@@ -50,9 +50,9 @@ function ofRole(rows, k) {
     sum.all += weight;
     sum.worst = Math.max(sum.worst, curve.error[place]);
     sum.spectral = Math.max(sum.spectral, curve.spectral[place]);
-    sum.parameters += own * (m + n + 1);
+    sum.parameters += own * (m + n + DATA.layout.perRank);
     sum.dense += m * n;
-    sum.bytes = curve.bytes === null ? NaN : sum.bytes + own * (m + n + 1) * curve.bytes;
+    sum.bytes = curve.bytes === null ? NaN : sum.bytes + own * (m + n + DATA.layout.perRank) * curve.bytes;
     sum.held = curve.bytes === null ? NaN : sum.held + m * n * curve.bytes;
   }
   return { ...sum, total: Math.sqrt(sum.lost / sum.all) };
