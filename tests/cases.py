@@ -16,6 +16,9 @@ from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
 from eigenscope.operators.curvature import Hessian, hessian
 from eigenscope.operators.evaluated import LossHessian
+from eigenscope.operators.gauss_newton import Fisher, GaussNewton, fisher, gauss_newton
+from eigenscope.operators.jacobian import Jacobian, JacobianAdjoint, jacobian, tangent_kernel
+from eigenscope.operators.preconditioned import Preconditioned, preconditioned
 from eigenscope.operators.streamed import Rows, RowsAdjoint, SlicedRows, centred
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -302,8 +305,57 @@ def _loss_hessian(dtype: torch.dtype) -> Built:
     return LossHessian(0.5 * point @ matrix @ point, [first, second]), matrix
 
 
+def _dense_jacobian(model: torch.nn.Module, x: Tensor) -> Tensor:
+    """The Jacobian of the outputs by the parameters, in double precision, a gradient for each output."""
+    twin = copy.deepcopy(model).double()
+    rows = [torch.autograd.grad(y, list(twin.parameters()), retain_graph=True) for y in twin(x.double()).reshape(-1)]
+    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
+
+
+def _gauss_newton(dtype: torch.dtype) -> Built:
+    model, loss, batches = _small_loss(dtype)
+    J = _dense_jacobian(model, torch.cat([x for x, _ in batches]))
+    return gauss_newton(model, loss, batches), (2.0 / 5.0 * J.mT @ J).to(dtype)
+
+
+def _empirical_fisher(dtype: torch.dtype) -> Built:
+    model, loss, batches = _small_loss(dtype)
+    x, y = (torch.cat(parts) for parts in zip(*batches))
+    J = _dense_jacobian(model, x) * 2.0 * (copy.deepcopy(model).double()(x.double()) - y.double()).detach()
+    return fisher(model, loss, batches, kind="empirical"), (J.mT @ J / 5.0).to(dtype)
+
+
+def _jacobian(dtype: torch.dtype) -> Built:
+    model, _, batches = _small_loss(dtype)
+    x = torch.cat([x for x, _ in batches])
+    return jacobian(model, x, params=True), _dense_jacobian(model, x).to(dtype)
+
+
+def _jacobian_adjoint(dtype: torch.dtype) -> Built:
+    operator, dense = _jacobian(dtype)
+    return operator.T, dense.mT
+
+
+def _tangent_kernel(dtype: torch.dtype) -> Built:
+    model, _, batches = _small_loss(dtype)
+    J = _dense_jacobian(model, batches[0][0])
+    return tangent_kernel(model, batches[0][0]), (J @ J.mT).to(dtype)
+
+
+def _preconditioned(dtype: torch.dtype) -> Built:
+    operator, dense = _symmetric(dtype)
+    diagonal = torch.tensor([4.0, 0.25, 1.0, 9.0, 100.0], dtype=dtype)
+    return preconditioned(operator, diagonal), dense / torch.outer(diagonal, diagonal).sqrt()
+
+
 REAL: dict[str, tuple[type[LinearOperator], Callable[[torch.dtype], Built]]] = {
     "symmetric Hessian": (Hessian, _hessian),
+    "symmetric Gauss-Newton": (GaussNewton, _gauss_newton),
+    "symmetric empirical Fisher": (Fisher, _empirical_fisher),
+    "Jacobian": (Jacobian, _jacobian),
+    "adjoint of a Jacobian": (JacobianAdjoint, _jacobian_adjoint),
+    "tangent kernel": (Gram, _tangent_kernel),
+    "symmetric preconditioned": (Preconditioned, _preconditioned),
     "symmetric Hessian of an evaluated loss": (LossHessian, _loss_hessian),
 }
 """Operators of a model's loss, which is real."""

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from eigenscope.operators.arrays import Dense, LowRank, Sparse
     from eigenscope.operators.base import LinearOperator
     from eigenscope.operators.curvature import hessian
+    from eigenscope.operators.gauss_newton import fisher, gauss_newton
+    from eigenscope.operators.jacobian import jacobian, tangent_kernel
+    from eigenscope.operators.preconditioned import preconditioned
     from eigenscope.results import Density, DiagonalEstimate, Estimate, Record, Run, Spectrum
     from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.scan import Scan, scan
@@ -41,12 +44,17 @@ __all__ = [
     "density",
     "diagonal",
     "eigh",
+    "fisher",
+    "gauss_newton",
     "hessian",
+    "jacobian",
     "open_checkpoint",
+    "preconditioned",
     "scan",
     "scan_series",
     "spectrum",
     "svd",
+    "tangent_kernel",
     "trace",
 ]
 
@@ -68,12 +76,17 @@ _HOMES = {
     "density": "methods.choose",
     "diagonal": "methods.choose",
     "eigh": "methods.choose",
+    "fisher": "operators.gauss_newton",
+    "gauss_newton": "operators.gauss_newton",
     "hessian": "operators.curvature",
+    "jacobian": "operators.jacobian",
     "open_checkpoint": "models.sources",
+    "preconditioned": "operators.preconditioned",
     "scan": "tasks.scan",
     "scan_series": "tasks.series",
     "spectrum": "methods.choose",
     "svd": "methods.choose",
+    "tangent_kernel": "operators.jacobian",
     "trace": "methods.choose",
 }
 

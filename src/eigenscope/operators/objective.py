@@ -31,6 +31,7 @@ class Objective:
         count: the weight of a batch; None for :func:`eigenscope.operators.losses.counted`.
         dtype: to compute in, float32 or float64; None for that of the parameters, float32 where they are in half
             precision. Where it differs from theirs, a copy of the model is used.
+        outputs: outputs(model, batch), where the loss is loss(outputs, batch).
         distributed: None for a sum over the processes of torch.distributed where that is initialised.
 
     Raises:
@@ -40,6 +41,7 @@ class Objective:
     def __init__(
         self, model: nn.Module, loss: losses.Loss | None, batches: Iterable[Any], params: Selection = None,
         count: losses.Count | None = None, dtype: torch.dtype | None = None, distributed: bool | None = None,
+        outputs: Callable[..., Any] | None = None,
     ) -> None:  # fmt: skip
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -59,7 +61,8 @@ class Objective:
                 f"parameters on {len(devices)} devices", expected="one", remedy="select those of one device"
             )
         self.device = devices.pop()
-        self.model, self._loss = model, loss if loss is not None else _own_loss
+        self.model, self._outputs = model, outputs
+        self._loss = loss if loss is not None else _own_loss
         self.weights, unit = _weights(model, self.batches, count)
         self.group = Group(distributed)
         self.total = self.group.total(sum(self.weights), self.device)
@@ -70,15 +73,26 @@ class Objective:
         self.notes = notes + state_notes(model)
         self._mark = torch.stack(self.norms())
 
-    def loss(self, index: int) -> Tensor:
-        """The mean loss of a batch, with its graph; to be called inside :func:`undisturbed` only.
+    def batch(self, index: int) -> Any:
+        """A batch on the device, in the dtype of a copied model; and the generators are seeded."""
+        seed_all(index)
+        return losses.moved(self.batches[index], self.device, self.dtype if self.cast else None)
+
+    def loss(self, index: int, outputs: Any = None) -> Tensor:
+        """The mean loss of a batch, with its graph; inside :func:`undisturbed` only.
+
+        Args:
+            index: of the batch.
+            outputs: of the model, where the loss is a function of them and they are known.
 
         Raises:
             InputError: not a finite real scalar, or not a function of the parameters.
         """
-        batch = losses.moved(self.batches[index], self.device, self.dtype if self.cast else None)
+        batch = self.batch(index)
+        if self._outputs is not None and outputs is None:
+            outputs = self._outputs(self.model, batch)
         seed_all(index)
-        value = self._loss(self.model, batch)
+        value = self._loss(self.model if self._outputs is None else outputs, batch)
         where = f"loss of batch {index}"
         if not isinstance(value, Tensor):
             remedy = "return its .loss" if hasattr(value, "loss") else ""
