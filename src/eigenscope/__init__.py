@@ -91,7 +91,7 @@ _HOMES = {
 }
 
 
-_MODULES = ("optim", "sklearn")
+_MODULES = ("monitor", "optim", "sklearn")
 """Parts with names of their own, such as ``eigenscope.optim.NewtonCG``."""
 
 

@@ -43,7 +43,7 @@ class SaddleFreeNewton(TrustRegion):
     """
 
     def __init__(
-        self, params: Iterable[Any], *, radius: float = 1.0, max_radius: float = 1e3, max_products: int = 20,
+        self, params: Iterable[Any], *, radius: float = 1.0, max_radius: float = 1e3, max_products: int = 10,
         damping: float = 0.0, tolerance: float = 1e-5, weight_decay: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
         if not damping >= 0.0:
