@@ -22,7 +22,9 @@ ROUNDING = {
     torch.complex128: 2.0**-53,
     torch.complex64: 2.0**-24,
 }
-BLOCK = 1024
+BLOCK = 192
+"""Rows or columns promoted at a time: few, so that the cache still holds them when they are multiplied."""
+DEVICE_BLOCK = 1024
 SMALLEST_RELATIVE = 1e-3
 """Relative error bound of σ_min beyond which ``singular_values`` leaves the Gram route."""
 DEFAULT_TOLERANCE = 1e-6
@@ -141,7 +143,7 @@ def _values_only(
 def gram_matrix(A: Tensor) -> tuple[Tensor, int]:
     """Float64 Gram matrix of the small side, of A·2^−e, and e.
 
-    A is promoted block by block, so that the float64 copy never exceeds 1024 rows or columns of it.
+    A is promoted block by block, so that the float64 copy never exceeds :data:`BLOCK` rows or columns of it.
     On the CPU only the upper triangle is filled.
 
     Args:
@@ -153,11 +155,13 @@ def gram_matrix(A: Tensor) -> tuple[Tensor, int]:
     rows, cols = A.shape
     size, of_rows = min(rows, cols), rows < cols
     exponent = _exponent(A)
+    on_cpu = A.device.type == "cpu"
     gram = torch.zeros(size, size, dtype=torch.float64, device=A.device)
-    for start in range(0, max(rows, cols), BLOCK):
-        part = A[:, start : start + BLOCK] if of_rows else A[start : start + BLOCK]
-        block = _scaled(part.to(torch.float64), exponent).contiguous()
-        if A.device.type == "cpu":
+    buffer = torch.empty((BLOCK if on_cpu else DEVICE_BLOCK) * size, dtype=torch.float64, device=A.device)
+    for part in torch.split(A, BLOCK if on_cpu else DEVICE_BLOCK, dim=1 if of_rows else 0):
+        block = buffer[: part.numel()].view(part.shape)
+        block.copy_(_scaled(part, exponent))
+        if on_cpu:
             add_gram(gram.numpy(), block.numpy(), of_rows=of_rows)
         else:
             gram += block @ block.T if of_rows else block.T @ block

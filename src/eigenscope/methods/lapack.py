@@ -1,4 +1,4 @@
-"""Two LAPACK/BLAS routines, in two precisions, called without holding Python's global lock.
+"""A few LAPACK/BLAS routines, in two precisions, called without holding Python's global lock.
 
 ``scipy.linalg`` keeps the lock during ``eigvalsh``, so two threads run as one. SciPy publishes the addresses
 of the same routines for compiled code (``scipy.linalg.cython_blas``, ``cython_lapack``); a ctypes call to
@@ -31,6 +31,8 @@ def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., Non
 
 _SYRK = {np.dtype(kind): _routine(cython_blas, name, 10) for kind, name in (("f8", "dsyrk"), ("f4", "ssyrk"))}
 _SYEVR = {np.dtype(kind): _routine(cython_lapack, name, 21) for kind, name in (("f8", "dsyevr"), ("f4", "ssyevr"))}
+_SYTRD = {np.dtype(kind): _routine(cython_lapack, name, 10) for kind, name in (("f8", "dsytrd"), ("f4", "ssytrd"))}
+_STERF = {np.dtype(kind): _routine(cython_lapack, name, 4) for kind, name in (("f8", "dsterf"), ("f4", "ssterf"))}
 
 
 def _int(value: int) -> Any:
@@ -62,7 +64,10 @@ def add_gram(total: Array, block: Array, *, of_rows: bool) -> None:
 
 
 def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | None]:
-    """Eigenvalues of a symmetric matrix, ascending, by ``dsyevr`` or ``ssyevr``; the ``largest`` ones with vectors if > 0.
+    """Eigenvalues of a symmetric matrix, ascending; the ``largest`` ones with vectors, by ``syevr``, if > 0.
+
+    All values without vectors come from ``sytrd`` and ``sterf``, which ``syevr`` itself calls for them, but in blocks of
+    the width that is fastest.
 
     Args:
         matrix: (n, n) C-contiguous, read from its upper triangle and **destroyed**.
@@ -77,30 +82,43 @@ def symmetric_eigen(matrix: Array, largest: int = 0) -> tuple[Array, Array | Non
     n = matrix.shape[0]
     if n == 0:
         return np.empty(0, matrix.dtype), None
-    saved = matrix.copy() if largest else None
-    values, vectors, info = _syevr(matrix, largest or n, vectors=largest > 0)
-    if saved is not None and (info != 0 or len(values) < largest):
+    if not largest:
+        return _all_values(matrix), None
+    saved = matrix.copy()
+    values, vectors, info = _syevr(matrix, largest)
+    if info != 0 or len(values) < largest:
         # Among many equal values it may find no representation that tells them apart, or by index lose some of them.
         try:
             values, vectors = np.linalg.eigh(saved, UPLO="U")
         except np.linalg.LinAlgError as error:
             raise ArithmeticError(f"neither syevr nor syevd converged on a {n}×{n} matrix: {error}") from error
-    elif info != 0 or len(values) < (largest or n):
-        raise ArithmeticError(f"syevr returned info={info} and {len(values)} of {n} eigenvalues of a {n}×{n} matrix")
-    if vectors is None:
-        return values, None
     return values[-largest:], vectors[:, -largest:]
 
 
-def _syevr(matrix: Array, count: int, *, vectors: bool) -> tuple[Array, Array | None, int]:
+def _all_values(matrix: Array) -> Array:
+    n = matrix.shape[0]
+    kind, info = matrix.dtype, ctypes.c_int()
+    width = 16 if n < 1024 else 32
+    diagonal, beside, factors, work = (np.empty(size, kind) for size in (n, n, n, width * n))
+    _SYTRD[kind](
+        b"L", _int(n), matrix.ctypes.data, _int(n), diagonal.ctypes.data, beside.ctypes.data, factors.ctypes.data,
+        work.ctypes.data, _int(len(work)), ctypes.byref(info),
+    )  # fmt: skip
+    _STERF[kind](_int(n), diagonal.ctypes.data, beside.ctypes.data, ctypes.byref(info))
+    if info.value != 0 or not np.isfinite(diagonal).all():
+        raise ArithmeticError(f"sterf returned info={info.value} for a {n}×{n} matrix")
+    return diagonal
+
+
+def _syevr(matrix: Array, count: int) -> tuple[Array, Array, int]:
     n = matrix.shape[0]
     values, found = np.empty(n, matrix.dtype), ctypes.c_int()
-    rows = np.empty((count, n) if vectors else (1, 1), matrix.dtype)
+    rows = np.empty((count, n), matrix.dtype)
     support, info = np.empty(2 * n, np.int32), ctypes.c_int()
 
     def call(work: Array, length: int, integers: NDArray[np.int32], integer_length: int) -> None:
         _SYEVR[matrix.dtype](
-            b"V" if vectors else b"N", b"I" if count < n else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
+            b"V", b"I" if count < n else b"A", b"L", _int(n), matrix.ctypes.data, _int(n),
             _real(0.0, matrix), _real(0.0, matrix), _int(n - count + 1), _int(n), _real(0.0, matrix), ctypes.byref(found),
             values.ctypes.data, rows.ctypes.data, _int(n), support.ctypes.data, work.ctypes.data,
             _int(length), integers.ctypes.data, _int(integer_length), ctypes.byref(info),
@@ -110,4 +128,4 @@ def _syevr(matrix: Array, count: int, *, vectors: bool) -> tuple[Array, Array | 
     call(size, -1, integer_size, -1)
     call(np.empty(int(size[0]), matrix.dtype), int(size[0]), np.empty(integer_size[0], np.int32), int(integer_size[0]))
     kept = max(found.value, 0)
-    return values[:kept], rows[:kept].T if vectors else None, info.value
+    return values[:kept], rows[:kept].T, info.value
