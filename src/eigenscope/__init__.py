@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from eigenscope.operators.preconditioned import preconditioned
     from eigenscope.results import Density, DiagonalEstimate, Estimate, Record, Run, Spectrum
     from eigenscope.tasks.decompose import Decomposition, decompose
+    from eigenscope.tasks.diff import Diff, diff
     from eigenscope.tasks.scan import Scan, scan
-    from eigenscope.tasks.series import Series, scan_series
+    from eigenscope.tasks.series import Series, diff_series, scan_series
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "Dense",
     "Density",
     "DiagonalEstimate",
+    "Diff",
     "Estimate",
     "LinearOperator",
     "LowRank",
@@ -43,6 +45,8 @@ __all__ = [
     "decompose",
     "density",
     "diagonal",
+    "diff",
+    "diff_series",
     "eigh",
     "fisher",
     "gauss_newton",
@@ -63,6 +67,7 @@ _HOMES = {
     "Dense": "operators.arrays",
     "Density": "results",
     "DiagonalEstimate": "results",
+    "Diff": "tasks.diff",
     "Estimate": "results",
     "LinearOperator": "operators.base",
     "LowRank": "operators.arrays",
@@ -75,6 +80,8 @@ _HOMES = {
     "decompose": "tasks.decompose",
     "density": "methods.choose",
     "diagonal": "methods.choose",
+    "diff": "tasks.diff",
+    "diff_series": "tasks.series",
     "eigh": "methods.choose",
     "fisher": "operators.gauss_newton",
     "gauss_newton": "operators.gauss_newton",

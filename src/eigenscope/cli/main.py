@@ -51,7 +51,7 @@ def scan(
     report: shared.Page = None,
     json: shared.Json = False,
     plan: shared.Plan = False,
-    coverage: Annotated[bool, typer.Option("--coverage", help="Also list what became of every tensor.")] = False,
+    coverage: shared.WithCoverage = False,
     columns: Annotated[str, typer.Option(metavar="A,B,…", help="Columns to show, or weightwatcher.")] = "",
     fail_on: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help='Exit 1 if a row meets it: "condition > 1e6".')
@@ -59,8 +59,8 @@ def scan(
     target_condition: Annotated[float, typer.Option(metavar="κ", help="Condition number that `ridge` aims at.")] = 1e4,
     eigenvalues: Annotated[bool, typer.Option("--eigenvalues", help="Also the eigenvalues of square maps.")] = False,
     conv_grid: Annotated[int, typer.Option(metavar="N", help="Image size for the norm of 2-D convolutions.")] = 16,
-    include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only matrices of these names.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")] = None,
+    include: shared.Include = None,
+    exclude: shared.Exclude = None,
     tail_tests: Annotated[int, typer.Option(metavar="N", help="p-value of the tail from N synthetic spectra.")] = 0,
     tail_stability: Annotated[int, typer.Option(metavar="N", help="Spread of α over N copies without a tenth.")] = 0,
     fixed_aspect: Annotated[float, typer.Option(metavar="Q", help="Also α over submatrices of sides 1:Q.")] = 0.0,
@@ -71,7 +71,8 @@ def scan(
     quiet: shared.Quiet = False,
 ) -> None:
     """Spectrum and readings of every weight matrix of a checkpoint, or of several checkpoints of one training run."""
-    from eigenscope.cli.scan import Wanted, run_scan
+    from eigenscope.cli.scan import run_scan
+    from eigenscope.cli.tables import Wanted
     from eigenscope.tasks.readings import ScanOptions
 
     options = ScanOptions(
@@ -89,6 +90,40 @@ def scan(
 
 
 @app.command()
+def diff(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="BASE TUNED…", help="Two checkpoints; more of one training make a series."),
+    ],
+    output: shared.Output = None,
+    report: shared.Page = None,
+    json: shared.Json = False,
+    plan: shared.Plan = False,
+    coverage: shared.WithCoverage = False,
+    columns: Annotated[str, typer.Option(metavar="A,B,…", help="Columns to show.")] = "",
+    fail_on: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help='Exit 1 if a row meets it: "relative_change > 1".')
+    ] = None,
+    include: shared.Include = None,
+    exclude: shared.Exclude = None,
+    workers: shared.Workers = None,
+    quiet: shared.Quiet = False,
+) -> None:
+    """What training changed: the spectrum of the difference of two checkpoints, and a verdict on each matrix and on all."""
+    from eigenscope.cli.diff import run_diff
+    from eigenscope.cli.tables import Wanted
+    from eigenscope.tasks.diff import DiffOptions
+
+    wanted = Wanted(
+        output=output, report=report, json=json, plan=plan, coverage=coverage,
+        columns=tuple(name.strip() for name in columns.split(",") if name.strip()),
+        fail_on=tuple(fail_on or ()), quiet=quiet,
+    )  # fmt: skip
+    if run_diff(sources, DiffOptions(tuple(include or ()), tuple(exclude or ())), workers, wanted):
+        raise typer.Exit(FOUND)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[Path],
@@ -102,7 +137,7 @@ def report(
     """Write the page of a run file, or of several side by side."""
     from eigenscope.cli.files import check_page
     from eigenscope.report.html import write_page
-    from eigenscope.tasks.scan import load_run
+    from eigenscope.tasks.load import load_run
 
     page = output or runs[0].with_suffix(".html")
     for run in runs:

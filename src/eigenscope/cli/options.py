@@ -19,5 +19,8 @@ Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="float64, or float32: 
 Workers = Annotated[
     int | None, typer.Option(metavar="N", help="Matrices at a time; default: the processors available.")
 ]
+WithCoverage = Annotated[bool, typer.Option("--coverage", help="Also list what became of every tensor.")]
+Include = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only matrices of these names.")]
+Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random; the run records it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]

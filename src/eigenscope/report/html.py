@@ -21,21 +21,22 @@ SCRIPTS = (
 FINDINGS_AT_FIRST = 5
 
 
-def write_page(run: Run, path: str | Path, others: Sequence[Run] = ()) -> None:
+def write_page(run: Run, path: str | Path, others: Sequence[Run] = (), steps: Sequence[Run] = ()) -> None:
     """Write the page of a run; it opens from disk, in any browser, without a network.
 
     Args:
         run: the run. Without singular values the page has no spectra.
         path: the file; replaced in one step, never half written.
         others: runs to compare it with, in order.
+        steps: of a series of comparisons, each checkpoint against the one before it.
 
     Raises:
         OSError: the file cannot be written; an older one of that name is then untouched.
     """
-    shell.write(render(run, others), path)
+    shell.write(render(run, others, steps), path)
 
 
-def render(run: Run, others: Sequence[Run] = ()) -> str:
+def render(run: Run, others: Sequence[Run] = (), steps: Sequence[Run] = ()) -> str:
     """The page as text; arguments as for :func:`write_page`."""
     parts = "\n".join(shell.part(name) for name in SCRIPTS)
     columns, layout = shown_columns(run), layout_of(run)
@@ -57,7 +58,7 @@ def render(run: Run, others: Sequence[Run] = ()) -> str:
                   if (why := doubt(r.readings.get("status")))],
         readings=grouped(layout, columns),
         columns=columns,
-        comparison=comparison(run, others),
+        comparison=comparison(run, others, steps),
         outcomes=outcomes(run),
         provenance=provenance(run),
         counted=counted,

@@ -8,6 +8,7 @@ from typing import Any
 from eigenscope.report import compare
 from eigenscope.report.cells import MISSING, significant, visible
 from eigenscope.report.layouts import layout_of
+from eigenscope.report.series import medians
 from eigenscope.report.summary import OUTCOMES, change_of, counted, duration, summarize
 from eigenscope.results import Run
 
@@ -72,7 +73,7 @@ def _plain(value: Any) -> str:
     return visible(value) if value not in ("", None) else MISSING
 
 
-def comparison(run: Run, others: Sequence[Run]) -> dict[str, Any] | None:
+def comparison(run: Run, others: Sequence[Run], steps: Sequence[Run] = ()) -> dict[str, Any] | None:
     """Which runs are compared, what differs between them, and which matrices each has alone."""
     if not others:
         return None
@@ -81,9 +82,12 @@ def comparison(run: Run, others: Sequence[Run]) -> dict[str, Any] | None:
     pairings = [compare.pair(run, other) for other in others]
     return {
         "runs": [{"letter": name, "title": compare.title(each), "source": visible(each.source),
-                  "made": f"eigenscope {compare.version(each)}", "matrices": len(each.records)}
+                  "made": f"eigenscope {compare.version(each)}", "matrices": len(each.records), "verdict": visible(each.verdict)}
                  for name, each in zip(names, runs, strict=True)],
         "warnings": compare.differences(runs),
+        "medians": [_medians("Medians over the runs", names, runs)] + (
+            [_medians("Step by step", [compare.title(step) for step in steps], steps)] if len(steps) > 1 else []
+        ),
         "pairings": [
             {
                 "letter": name, "matched": pairing.matched,
@@ -94,3 +98,10 @@ def comparison(run: Run, others: Sequence[Run]) -> dict[str, Any] | None:
             for name, pairing in zip(names[1:], pairings, strict=True)
         ],
     }  # fmt: skip
+
+
+def _medians(title: str, heads: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
+    found = medians(runs)
+    rows = list(zip(found.labels, found.cells, strict=True))
+    verdicts = [(head, visible(run.verdict)) for head, run in zip(heads, runs, strict=True) if run.verdict]
+    return {"title": title, "heads": list(heads), "rows": rows, "matrices": len(found.names), "verdicts": verdicts}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from statistics import median
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -20,6 +19,7 @@ from eigenscope.columns import Column, columns_of, named
 from eigenscope.report.cells import doubt, format_value, shown_columns, significant, unknown, visible
 from eigenscope.report.findings import NOTHING, in_order, sentence
 from eigenscope.report.layouts import layout_of
+from eigenscope.report.series import by_name, medians
 from eigenscope.report.shorten import shorten
 from eigenscope.report.summary import OUTCOMES, Summary, change_of, counted, duration, summarize
 from eigenscope.results import Coverage, Record, Run, Value
@@ -66,42 +66,39 @@ def print_run(
 
 
 def print_series(
-    runs: Sequence[Run], *, columns: Sequence[str] | None = None, file: TextIO | None = None, width: int | None = None
-) -> None:
+    runs: Sequence[Run], *, columns: Sequence[str] | None = None, title: str = "", file: TextIO | None = None,
+    width: int | None = None,
+) -> None:  # fmt: skip
     """Print readings over the checkpoints of a training run, one column each, in the order given.
 
     Args:
-        runs: two or more.
+        runs: one or more.
         columns: readings to show matrix by matrix; default: medians of the most telling over the matrices in all runs.
+        title: what the runs are.
         file, width: as in :func:`print_run`.
 
     Raises:
         InputError: a column that does not exist; near names are offered.
     """
     sheet = _Sheet(file, width)
+    if title:
+        sheet.line(title, style="bold")
     for place, run in enumerate(runs):
-        sheet.line(f"{place:>3}  {visible(run.source)}: {_totals(summarize(run))}")
-    rows = [{record.name: record for record in run.records} for run in runs]
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    left_out = len({name for row in rows for name in row}) - len(names)
+        sheet.line(f"{place:>3}  {visible(run.source)}: {visible(run.verdict) or _totals(summarize(run))}")
+    middle = medians(runs)
     if columns:
+        rows = by_name(runs)
         for column in _asked_for(runs[0], columns)[1:]:
-            cells = [[_cell(row[name], column) for row in rows] for name in names]
-            _over_runs(sheet, column.label, shorten([visible(name) for name in names], sheet.width // 2), cells)
+            cells = [[_cell(row[name], column) for row in rows] for name in middle.names]
+            _over_runs(sheet, column.label, shorten([visible(name) for name in middle.names], sheet.width // 2), cells)
     else:
-        known = [set(shown_columns(run)) for run in runs]
-        shown = [c for c in _named(runs[0], layout_of(runs[0]).in_series) if all(c in each for each in known)]
-        cells = [[format_value(column, _median(column, row, names)) for row in rows] for column in shown]
-        _over_runs(sheet, f"median of {len(names)} matrices", [column.label for column in shown], cells)
-    if left_out:
+        _over_runs(sheet, f"median of {len(middle.names)} matrices", middle.labels, middle.cells)
+    if middle.left_out:
         sheet.line("")
-        sheet.line(f"{counted(left_out, 'matrix is', 'matrices are')} not in every checkpoint, and not shown")
+        sheet.line(f"{counted(middle.left_out, 'matrix is', 'matrices are')} not in every checkpoint, and not shown")
+    if title:
+        sheet.line("")
     sheet.flush()
-
-
-def _median(column: Column, row: Mapping[str, Record], names: Sequence[str]) -> Value:
-    values = [v for name in names if isinstance(v := row[name].readings.get(column.name), int | float)]
-    return median(values) if values else None
 
 
 def _over_runs(sheet: _Sheet, title: str, labels: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

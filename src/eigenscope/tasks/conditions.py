@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eigenscope.columns import BY_NAME, COLUMNS
+from eigenscope.columns import named
 from eigenscope.errors import InputError
 from eigenscope.results import Record, Value
 
@@ -31,14 +31,15 @@ class Condition:
 
     Args:
         text: the expression. A column that is empty in a row makes every comparison with it false.
+        verb: whose columns it is about.
 
     Raises:
         InputError: not such an expression, a column that does not exist (near names are offered), or text compared with
             a number.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, verb: str = "scan") -> None:
+        self.text, self._columns = text, named(verb)
         if len(text) > _LONGEST:
             raise InputError(f"a condition of {len(text)} characters", expected=f"at most {_LONGEST}")
         try:
@@ -50,15 +51,15 @@ class Condition:
         if not isinstance(tree.body, ast.Compare | ast.BoolOp | ast.UnaryOp):
             raise self._refusal("is no comparison")
         # Text against a number is found out before the work, where no "and" or "or" hides it.
-        self.holds(Record("", {column.name: "" if column.kind == "text" else 1 for column in COLUMNS}))
+        self.holds(Record("", {name: "" if column.kind == "text" else 1 for name, column in self._columns.items()}))
 
     def _refusal(self, what: str) -> InputError:
         return InputError(f"{self.text!r} {what}", where="condition", expected='for example "condition > 1e6"')
 
     def _check(self, node: ast.AST) -> None:
         if isinstance(node, ast.Name):
-            if node.id not in BY_NAME:
-                near = difflib.get_close_matches(node.id, BY_NAME, n=3, cutoff=0.4)
+            if node.id not in self._columns:
+                near = difflib.get_close_matches(node.id, self._columns, n=3, cutoff=0.4)
                 raise InputError(
                     f"no column {node.id!r}", where=f"condition {self.text!r}",
                     expected=f"one of {', '.join(near)}" if near else "a column of the table",

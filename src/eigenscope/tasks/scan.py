@@ -150,16 +150,6 @@ def judged(run: Run) -> Run:
     return replace(run, findings=outliers.find(run.records))
 
 
-def load_run(path: str | Path) -> Run:
-    """The run of a run file, finished or not, with its findings.
-
-    Raises:
-        RunFileError: not a run file, or damaged.
-    """
-    with RunFile(path) as file:
-        return judged(file.load())
-
-
 def make_plan(source: Any, options: ScanOptions, workers: int | None = None) -> ScanPlan:
     """Open the source and list its matrices."""
     if workers is not None and workers < 1:

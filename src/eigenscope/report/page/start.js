@@ -16,10 +16,11 @@ function changeTheme(name) {
   drawComparison();
 }
 
-// What the page opens with: the matrix of the first finding, else the one at the top of the first reading.
+// What the page opens with: the matrix of the first finding that has values to draw, else the one at the top of the first reading.
 function mostExtreme() {
-  const found = document.querySelector("#findings button[data-row]");
-  if (found) return Number(found.dataset.row);
+  const found = [...document.querySelectorAll("#findings button[data-row]")].map((button) => Number(button.dataset.row));
+  const drawn = found.find((row) => DATA.curves.rows[row]);
+  if (drawn !== undefined) return drawn;
   const values = columns.get(state.reading).values.map((value) => (value === null ? -Infinity : Number(value)));
   return values.reduce((best, value, row) => (value > values[best] ? row : best), 0);
 }

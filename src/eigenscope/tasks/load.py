@@ -1,0 +1,20 @@
+"""A run file → the run with what its verb makes of it: findings, a verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eigenscope.engine.runfile import RunFile
+from eigenscope.results import Run
+from eigenscope.tasks import diff, scan
+
+
+def load_run(path: str | Path) -> Run:
+    """The run of a run file, finished or not, with its findings.
+
+    Raises:
+        RunFileError: not a run file, or damaged.
+    """
+    with RunFile(path) as file:
+        run = file.load()
+    return diff.judged(run) if run.verb == "diff" else scan.judged(run)
