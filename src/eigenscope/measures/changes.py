@@ -33,6 +33,8 @@ COMPARED = (
     "direction_change",
 )
 """Readings compared over depth, as for the outliers of a scan."""
+HALF = 0.5 + 2.0**-10
+"""Units in the last place by which rounding moves a number at most, on the way from float64 by float32 included."""
 LARGE_VECTOR = 0.05
 """Relative change from which a bias or norm is a finding."""
 
@@ -82,6 +84,11 @@ def magnitude_and_direction(D: Tensor, W: Tensor) -> Parts:
     )
 
 
+def is_rounded(formats: tuple[str, str], units: float) -> bool:
+    """Whether one matrix is the other, rounded to a coarser format; rounded twice it may be off by a little more."""
+    return formats[0] != formats[1] and units <= HALF
+
+
 def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, floor: float) -> tuple[str, str]:
     """The verdict on one matrix, and what it rests on.
 
@@ -105,7 +112,7 @@ def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, fl
     if size == 0.0:
         return UNCHANGED, "every entry is the same"
     name = " and ".join(dict.fromkeys(formats))
-    if formats[0] != formats[1] and units <= 0.5:
+    if is_rounded(formats, units):
         return ROUNDING, f"not distinguishable from rounding ({name}): no entry is off by more than half a unit"
     if units <= 1.0 and size <= floor:
         return ROUNDING, (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,7 +62,7 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
     spectrum = _values(D)
     norm = float(torch.linalg.vector_norm(W.to(torch.float64)))
     rounding = rounding_of_difference(D, W, V, formats)
-    readings = _spectral(spectrum, norm, rounding)
+    readings = _spectral(spectrum, float(torch.linalg.vector_norm(D)), norm, rounding)
     values = spectrum.values.numpy()
     readings |= _noise(values, (pair.tuned.rows, pair.tuned.cols), rounding) if values[0] > 0.0 else {}
     errors = [found.floor for found in (quantization.find_levels(W), quantization.find_levels(V)) if found]
@@ -97,11 +99,10 @@ def _values(D: Tensor) -> Spectrum:
     return exact.singular_values(D, tol=exact.DEFAULT_TOLERANCE)
 
 
-def _spectral(spectrum: Spectrum, norm: float, rounding: Rounding) -> dict[str, Value]:
-    """What the singular values of the change alone determine."""
+def _spectral(spectrum: Spectrum, size: float, norm: float, rounding: Rounding) -> dict[str, Value]:
+    """What the singular values of the change determine, its Frobenius norm ``size`` and that of the base."""
     values = spectrum.values.numpy()
     largest = float(values[0])
-    size = float(np.linalg.norm(values / largest) * largest) if largest else 0.0
     rows, cols = spectrum.shape
     readings: dict[str, Value] = {
         "relative_change": size / norm if norm > 0.0 else (float("inf") if size else 0.0),
@@ -184,8 +185,6 @@ def largest_cosines(tuned: Spectrum, base: Spectrum, W: Tensor) -> Tensor:
 
 def compare_vectors(base: Checkpoint, tuned: Checkpoint, names: tuple[str, str], entry: Compared) -> Compared:
     """The coverage of a tensor that is no matrix, completed by whether it changed and by how much."""
-    from dataclasses import replace
-
     try:
         W, V = base.read(names[0]), tuned.read(names[1])
         W, V = (x.to(torch.float32) if x.element_size() == 1 else x for x in (W, V))
@@ -197,7 +196,7 @@ def compare_vectors(base: Checkpoint, tuned: Checkpoint, names: tuple[str, str],
     size, norm = float(torch.linalg.vector_norm(D)), float(torch.linalg.vector_norm(W.to(torch.float64)))
     formats = (base.tensors[names[0]].dtype, tuned.tensors[names[1]].dtype)
     found = rounding_of_difference(D, W.reshape(-1), V.reshape(-1), formats)
-    if (formats[0] != formats[1] and found.units <= 0.5) or (found.units <= 1.0 and size <= found.floor):
+    if changes.is_rounded(formats, found.units) or (found.units <= 1.0 and size <= found.floor):
         what, change = ("changed within rounding" if size else "unchanged"), 0.0
     else:
         what, change = "changed", size / norm if norm else float("inf")
