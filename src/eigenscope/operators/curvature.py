@@ -32,16 +32,15 @@ class Hessian(LossOperator):
     def _roots(self, graph: Gradient) -> Gradient:
         return graph
 
-    def _product(self, graph: Gradient, column: Tensor) -> Tensor:
+    def _product(self, graph: Gradient, column: Tensor) -> Gradient:
         own = [graph[place] for place in self._chosen]
         pairs = [
             (part, v) for part, v in zip(own, self.layout.split(column)) if part is not None and part.requires_grad
         ]
         if not pairs:  # the loss is linear in all of them
-            return torch.zeros_like(column)
+            return (None,) * len(own)
         outputs, vectors = zip(*pairs)
-        found = torch.autograd.grad(outputs, self.layout.tensors, vectors, retain_graph=True, allow_unused=True)
-        return self.layout.flat(found)
+        return torch.autograd.grad(outputs, self.layout.tensors, vectors, retain_graph=True, allow_unused=True)
 
 
 def hessian(

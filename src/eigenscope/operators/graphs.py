@@ -38,6 +38,7 @@ class Graphs(Generic[Graph]):
         self._build, self._tensors = build, tensors
         self._outside = {tensor.untyped_storage().data_ptr() for tensor in outside}
         self._kept: dict[int, Graph] = {}
+        self._last: tuple[int, Graph] | None = None
         self.budget = free_bytes(device) if memory is None else memory
         self.bytes = 0
         """Of the graphs that are kept now."""
@@ -52,20 +53,30 @@ class Graphs(Generic[Graph]):
         return len(self._kept)
 
     def get(self, index: int) -> Graph:
-        """The graph of a batch; it is kept if it still fits."""
+        """The graph of a batch; it is kept if it still fits, and otherwise until another batch is asked for."""
         if index in self._kept:
             return self._kept[index]
+        if self._last is not None and self._last[0] == index:
+            return self._last[1]
+        self._last = None  # freed before the next one is built
         graph = self._build(index)
-        if self.bytes < self.budget:
+        if self.bytes < self.budget or not self.measured:
             self.operations, self.measured = measured(self._tensors(graph), self._outside)
-            if self.bytes + self.measured <= self.budget:
-                self._kept[index] = graph
-                self.bytes += self.measured
+        if self.bytes + self.measured <= self.budget:
+            self._kept[index] = graph
+            self.bytes += self.measured
+        else:
+            self._last = (index, graph)
         return graph
+
+    def release(self) -> None:
+        """Free the graph that is not kept."""
+        self._last = None
 
     def drop(self) -> None:
         """Free all graphs and keep none from now on."""
         self._kept.clear()
+        self._last = None
         self.bytes = self.budget = 0
 
 

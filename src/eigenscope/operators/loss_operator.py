@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from eigenscope.operators.graphs import Graphs, explained, kinks, out_of_memory
 from eigenscope.operators.objective import Objective
 from eigenscope.operators.parameters import Layout
 from eigenscope.operators.undisturbed import undisturbed
+
+Parts = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class LossOperator(LinearOperator):
         """The tensors whose history a graph is."""
 
     @abstractmethod
-    def _product(self, graph: Any, column: Tensor) -> Tensor:
-        """Aᵢ v, (p,)."""
+    def _product(self, graph: Any, column: Tensor) -> Parts:
+        """Aᵢ v, a tensor for each parameter of the layout; None for zeros."""
 
     def note(self, sentence: str) -> None:
         """Add to what is said about the operator."""
@@ -173,23 +175,25 @@ class LossOperator(LinearOperator):
             groups.setdefault(_group(name, by), []).append(name)
         return {key: self.block(names) for key, names in groups.items()}
 
-    def batch_product(self, index: int, columns: Tensor) -> Tensor:
-        """Aᵢ times each row of ``columns`` (k, p), (k, p); inside :func:`undisturbed` only.
-
-        Where memory runs out the kept graphs are given up, and once more is tried.
+    def batch_product(self, index: int, column: Tensor) -> Tensor:
+        """Aᵢ v, (p,); inside :func:`undisturbed` only.
 
         Raises:
-            InputError: an operation that cannot be differentiated twice, or a graph that does not fit at all.
+            InputError: an operation that cannot be differentiated twice, or a graph that does not fit into memory.
         """
+        return self.layout.flat(self._parts(index, column))
+
+    def _parts(self, index: int, column: Tensor) -> Parts:
+        """Aᵢ v; where memory runs out the kept graphs are given up, and it is tried once more."""
         try:
-            return self._attempt(index, columns)
+            return self._product(self.graphs.get(index), column)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise explained(error, f"loss of batch {index}") or error from error
         self.graphs.drop()
-        self._extra.append("Memory ran out: the graphs are built anew for every product.")
+        self.note("Memory ran out: the graphs are built anew for every product.")
         try:
-            return self._attempt(index, columns)
+            return self._product(self.graphs.get(index), column)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -198,10 +202,6 @@ class LossOperator(LinearOperator):
                 where=f"batch {index}",
                 remedy="cut it into smaller ones",
             ) from error
-
-    def _attempt(self, index: int, columns: Tensor) -> Tensor:
-        graph = self.graphs.get(index)
-        return torch.stack([self._product(graph, column) for column in columns])
 
     def _matmat(self, X: Tensor) -> Tensor:
         objective = self.objective
@@ -214,7 +214,9 @@ class LossOperator(LinearOperator):
         start = time.perf_counter()
         with undisturbed(objective.model):
             for index in range(len(objective.batches)):
-                result.add_(self.batch_product(index, columns), alpha=objective.share(index))
+                for total, column in zip(result, columns):
+                    self.layout.add(total, self._parts(index, column), objective.share(index))
+            self.graphs.release()
         result = objective.group.sum(result)
         self._busy += time.perf_counter() - start
         self._rounds += X.shape[1]

@@ -131,8 +131,13 @@ class Objective:
 
     def batch_gradient(self, index: int) -> Tensor:
         """∇ℓᵢ(θ), (p,), without a graph; inside :func:`undisturbed` only."""
-        parts = torch.autograd.grad(self.loss(index), self.layout.tensors, allow_unused=True)
-        return self.layout.flat(parts)
+        return self.batch_slope(index)[1]
+
+    def batch_slope(self, index: int) -> tuple[float, Tensor]:
+        """ℓᵢ(θ) and its gradient, as in :meth:`batch_gradient`."""
+        loss = self.loss(index)
+        parts = torch.autograd.grad(loss, self.layout.tensors, allow_unused=True)
+        return float(loss.detach()), self.layout.flat(parts)
 
     def require_unchanged(self) -> None:
         """Refuse to go on where the parameters are no longer those that the operator was made at.

@@ -101,7 +101,7 @@ class OutputOperator(LossOperator):
     def _roots(self, graph: OutputGraph) -> list[Tensor | None]:
         return [*graph.slope, *graph.pulled]
 
-    def _product(self, graph: OutputGraph, column: Tensor) -> Tensor:
+    def _product(self, graph: OutputGraph, column: Tensor) -> Sequence[Tensor | None]:
         return self._pull(graph, self._middle(graph, self._push(graph, column)))
 
     def _push(self, graph: OutputGraph, column: Tensor) -> Parts:
@@ -116,10 +116,9 @@ class OutputOperator(LossOperator):
         found = torch.autograd.grad(parts, graph.cotangents, vectors, retain_graph=True, allow_unused=True)
         return [torch.zeros_like(u) if part is None else part for part, u in zip(found, graph.cotangents)]
 
-    def _pull(self, graph: OutputGraph, x: Parts) -> Tensor:
-        """Jᵀ x."""
-        found = torch.autograd.grad(graph.outputs, self.layout.tensors, x, retain_graph=True, allow_unused=True)
-        return self.layout.flat(found)
+    def _pull(self, graph: OutputGraph, x: Parts) -> Sequence[Tensor | None]:
+        """Jᵀ x, a tensor for each parameter."""
+        return torch.autograd.grad(graph.outputs, self.layout.tensors, x, retain_graph=True, allow_unused=True)
 
     def outputs_now(self) -> Tensor:
         """The outputs of the first batch, flat; inside :func:`undisturbed` only."""
@@ -128,7 +127,8 @@ class OutputOperator(LossOperator):
     def pushed(self, v: Tensor) -> Tensor:
         """J v for the first batch, flat; and a note where the loss depends on the parameters otherwise, too."""
         graph = self.graphs.get(0)
-        whole, through = self.objective.batch_gradient(0), self._pull(graph, [s.detach() for s in graph.slope])
+        whole = self.objective.batch_gradient(0)
+        through = self.layout.flat(self._pull(graph, [s.detach() for s in graph.slope]))
         size = float(torch.linalg.vector_norm(whole))
         missing = float(torch.linalg.vector_norm(whole - through))
         if missing > OTHERWISE * size:

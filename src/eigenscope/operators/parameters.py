@@ -50,6 +50,12 @@ class Layout:
         """(p,) → name: tensor of the parameter's shape."""
         return dict(zip(self.names, self.split(flat)))
 
+    def add(self, total: Tensor, parts: Sequence[Tensor | None], factor: float) -> None:
+        """Add ``factor`` times the parts to a flat vector (p,), in place."""
+        for part, (_, place) in zip(parts, self.places()):
+            if part is not None:
+                total[place].add_(part.reshape(-1), alpha=factor)
+
     def flat(self, parts: Sequence[Tensor | None]) -> Tensor:
         """One tensor per parameter → (p,); None stands for zeros."""
         return torch.cat([
