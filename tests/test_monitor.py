@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 import eigenscope as es
+from eigenscope.columns import columns_of
+from eigenscope.engine import export
 from eigenscope.engine.runfile import RunFile
 from eigenscope.errors import InputError, RunFileError
 from eigenscope.monitor import EdgeOfStability, Monitor, edge, lightning_callback, trainer_callback
@@ -321,6 +323,11 @@ def test_readings_go_to_tensorboard_and_to_a_run_file(tmp_path):
     assert [record.name for record in run.records] == ["step 2", "step 4"]
     assert run.records[1].readings["trace"] == monitor.readings[1].trace
     assert run.verb == "monitor"
+    export.write(run, tmp_path / "run.csv")
+    lines = (tmp_path / "run.csv").read_text("utf-8").splitlines()
+    assert lines[0].startswith('"name","step","lambda_max","lambda_max_bound","preconditioned"')
+    assert lines[2].startswith(f'"step 4",4,{monitor.readings[1].lambda_max}'[:20])
+    assert set(run.records[0].readings) == {column.name for column in columns_of("monitor")}
 
 
 def test_an_interrupted_run_goes_on_in_its_file_and_another_models_is_refused(tmp_path):

@@ -6,13 +6,18 @@ the columns are those of ``scan``.
 
 from __future__ import annotations
 
-from eigenscope.columns import adapter, diff
+from eigenscope.columns import adapter, diff, monitor
 from eigenscope.columns.column import Column
 from eigenscope.columns.scan import COLUMNS
 
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
 READINGS: tuple[Column, ...] = tuple(column for column in COLUMNS if column.reading)
-TABLES: dict[str, tuple[Column, ...]] = {"scan": COLUMNS, "diff": diff.COLUMNS, "adapter": adapter.COLUMNS}
+TABLES: dict[str, tuple[Column, ...]] = {
+    "scan": COLUMNS,
+    "diff": diff.COLUMNS,
+    "adapter": adapter.COLUMNS,
+    "monitor": monitor.COLUMNS,
+}
 """Verb → the columns of its table."""
 
 
