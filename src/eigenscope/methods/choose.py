@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
-from eigenscope.methods import exact, krylov, quadrature
+from eigenscope.methods import exact, krylov, propack, quadrature
 from eigenscope.methods import trace as traces
 from eigenscope.methods.randomized import randomized_svd
 from eigenscope.operators.arrays import Dense, Sparse, as_operator
@@ -21,7 +21,7 @@ DENSE_LIMIT = 2**31
 DEVICE_SIZE = 512
 """Smaller side from which an iteration is tried on an accelerator, whose exact decompositions are slow."""
 ENDS = ("LA", "SA", "LM", "both")
-SVD_METHODS = ("auto", "gram", "lapack", "krylov", "randomized")
+SVD_METHODS = ("auto", "gram", "lapack", "krylov", "propack", "randomized")
 EIGH_METHODS = ("auto", "lapack", "krylov")
 
 
@@ -40,9 +40,9 @@ def svd(
         A: (m, n) tensor, ndarray, SciPy sparse matrix or :class:`LinearOperator`. Never changed.
         k: how many triplets, 1 ≤ k ≤ min(m, n); None for all of them.
         which: "largest" or "smallest".
-        tol: largest residual accepted as converged, relative to ‖A‖₂. Default 1e-6. It governs the cost of "krylov",
-            and of "auto", which may then choose it; the others do what they do and are judged by it.
-        method: "auto", "gram", "lapack", "krylov" or "randomized". Never ignored.
+        tol: largest residual accepted as converged, relative to ‖A‖₂. Default 1e-6. It governs the cost of "krylov"
+            and "propack", and of "auto", which may then choose them; the others do what they do and are judged by it.
+        method: "auto", "gram", "lapack", "krylov", "propack" or "randomized". Never ignored.
         generator: source of randomness of the random methods; None draws a fresh seed. The exact ones draw nothing,
             and say so by ``seed=None`` in the result.
 
@@ -71,6 +71,10 @@ def svd(
         if which == "smallest":
             raise InputError("the randomized method finds the largest values only", remedy="use lapack or krylov")
         result = randomized_svd(operator, count, tol=tol, generator=generator)
+    elif method == "propack":
+        if which == "smallest":
+            raise InputError("the propack method finds the largest values only", remedy="use lapack or krylov")
+        result = propack.singular_triplets(operator, count, tol=tolerance, generator=generator)
     elif method == "krylov":
         result = krylov.singular_triplets(operator, count, which=which, tol=tolerance, generator=generator)
     else:
@@ -273,7 +277,7 @@ def _check_adjoint(operator: LinearOperator) -> int:
     """Two products that show whether ⟨Ax, y⟩ = ⟨x, Aᴴy⟩ for a random pair, up to the rounding of the products.
 
     Both sides are of the order of ‖A‖_F, against ‖Ax‖‖y‖ ≈ √m·‖A‖_F: a wrong adjoint is seen unless it is wrong in a
-    part of the map that is 100·eps·√m small. Operators made of matrices are not asked.
+    part of the map that is 100·eps·√m small. Operators made of matrices are not asked, nor those that have tried it themselves.
 
     Returns:
         The products that took: 0 or 2.
@@ -281,7 +285,7 @@ def _check_adjoint(operator: LinearOperator) -> int:
     Raises:
         InputError: the two differ.
     """
-    if krylov.is_cheap(operator) or min(operator.shape) == 0:
+    if operator.verified or krylov.is_cheap(operator) or min(operator.shape) == 0:
         return 0
     rows, cols = operator.shape
     source = torch.Generator().manual_seed(0)

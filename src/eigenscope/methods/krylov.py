@@ -3,7 +3,8 @@
 Block Golub-Kahan for singular triplets, block Lanczos for symmetric maps (``recurrence.py``), one driver for both:
 expand the basis until the wanted Ritz pairs have small residuals; when it is full, restart from the best Ritz
 vectors (thick restart: Wu & Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000; Baglama & Reichel, SIAM J. Sci. Comput.
-27(1), 2005). The residuals in a result are measured afterwards, by k (2k for triplets) further products.
+27(1), 2005). The residuals in a result are measured afterwards, by k (2k for triplets) further products; of eigenpairs of an
+operator whose products are dear, by those with the basis, where 256 MiB hold them.
 
 *Multiplicities.* A block of b random vectors meets at most b vectors of any eigenspace. With b ≥ k nothing can be
 missed but by an unlucky draw; otherwise, where b or more equal values lie above the last wanted one, the converged
@@ -30,6 +31,7 @@ from torch import Tensor
 from eigenscope.errors import ConvergenceWarning, InputError
 from eigenscope.methods.krylov_search import SCORES, Found, Score, Search, Task
 from eigenscope.methods.probes import source
+from eigenscope.methods.randomized import entries_norm
 from eigenscope.methods.recurrence import GolubKahan, Lanczos, Products, Recurrence, wide
 from eigenscope.operators.arrays import Dense, LowRank, Sparse
 from eigenscope.operators.base import LinearOperator
@@ -84,7 +86,7 @@ def singular_triplets(
     if flipped and start is not None:
         start = A @ start.to(A.dtype)
     ends = ((SCORES["LA" if which == "largest" else "SA"], k),)
-    run = _Run(inner, GolubKahan, ends, k, tol, block, max_products, generator, which == "smallest")
+    run = Run(inner, GolubKahan, ends, k, tol, block, max_products, generator, which == "smallest")
     result = run.result(start)
     if flipped:
         result = replace(result, left=result.right, right=result.left, shape=A.shape)
@@ -126,7 +128,7 @@ def eigenpairs(
         ends = ((SCORES[which], k),)
     else:
         raise InputError(f"unknown which={which!r}", expected="LA, SA, LM or both")
-    run = _Run(A, Lanczos, ends, k, tol, block, max_products, generator)
+    run = Run(A, Lanczos, ends, k, tol, block, max_products, generator)
     return run.told(run.result(start))
 
 
@@ -160,7 +162,7 @@ def _capacity(k: int, width: int) -> int:
     return max(k + max(k, 4 * width), 40) + width
 
 
-class _Run:
+class Run:
     """A search and the measurement of what it found."""
 
     def __init__(
@@ -173,16 +175,16 @@ class _Run:
 
     def result(self, start: Tensor | None) -> Spectrum:
         """Search and measure; a float32 matrix again in double precision where its rounding was in the way."""
-        first = self._measured(start)
+        first = self._searched(start)
         if bool(first.converged.all()) or self.max_products is not None or self.A.dtype == wide(self.A.dtype):
             return first
         if not isinstance(self.A, Dense) or self.A.device.type == "mps":
             return first
         self.A = Dense(self.A.matrix.to(wide(self.A.dtype)), symmetric=self.A.symmetric)
-        second = self._measured(first.right)
+        second = self._searched(first.right)
         return replace(second, products=first.products + second.products)
 
-    def _measured(self, start: Tensor | None) -> Spectrum:
+    def _searched(self, start: Tensor | None) -> Spectrum:
         cheap, n, k = is_cheap(self.A), self.A.shape[1], self.k
         start = None if start is None else start.reshape(n, -1).to(self.A.dtype)
         width = self.block or _default_width(k, cheap)
@@ -191,7 +193,10 @@ class _Run:
         budget = math.inf if self.max_products is None else self.max_products
         task = Task(k, self.ends, self.tol, self.smallest, self.width, capacity, budget, start, cheap)
         self.products = Products(self.A)
-        found = Search(self.products, self.kind, task, self.source).run()
+        return self.measured(Search(self.products, self.kind, task, self.source).run())
+
+    def measured(self, found: Found) -> Spectrum:
+        """The pairs found, orthonormal, with residuals from products: k of them for eigenpairs, 2k for triplets."""
         self.products.double = self.tol < NARROW_LIMIT
         return self._triplets(found) if self.kind is GolubKahan else self._pairs(found)
 
@@ -212,7 +217,12 @@ class _Run:
     def _pairs(self, found: Found) -> Spectrum:
         """Rayleigh-Ritz with the vectors found, and the residual of every pair."""
         vectors = self._completed(found.right, self.A.shape[1], found.right)
-        W = self.products.forward(vectors).to(vectors.dtype)
+        if found.multiplied is not None and found.multiplied.shape[1] == self.k:
+            # What has been multiplied is not multiplied again: A(VY) = (AV)Y.
+            mixed = vectors.mH @ found.right.to(vectors.dtype)
+            W = torch.linalg.solve(mixed, found.multiplied.to(vectors.dtype), left=False)
+        else:
+            W = self.products.forward(vectors).to(vectors.dtype)
         H = vectors.mH @ W
         values, Y = torch.linalg.eigh((H + H.mH) / 2)
         values, Y = values.flip(0), Y.flip(1)
@@ -277,15 +287,7 @@ class _Run:
 
 
 def _frobenius(A: LinearOperator) -> float | None:
-    if not isinstance(A, Dense):
-        return None
-    largest = float(A.matrix.abs().max())
-    if largest == 0.0:
-        return 0.0
-    # Squares of float32 numbers are in the range of float64; blocks of rows stay in the cache.
-    unit = largest if A.dtype == wide(A.dtype) else 1.0
-    norms = [torch.linalg.vector_norm(rows.to(wide(A.dtype)) / unit) for rows in torch.split(A.matrix, 64)]
-    return unit * float(torch.linalg.vector_norm(torch.stack(norms)))
+    return entries_norm(A.matrix) if isinstance(A, Dense) else None
 
 
 def _check(

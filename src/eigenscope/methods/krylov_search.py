@@ -74,6 +74,7 @@ class Found:
         left: (m, ≤ k), None for Lanczos.
         basis: (m, j) basis of the images of all vectors tried: a left null vector is orthogonal to it. None for Lanczos.
         right: (n, ≤ k).
+        multiplied: A times them, from the products of the search; None where those were not kept.
         norm: ‖A‖ by the largest Ritz value ever seen, in the units of ``products``.
         unchecked: whether a search for missed copies was needed and could not be finished.
     """
@@ -81,6 +82,7 @@ class Found:
     left: Tensor | None
     basis: Tensor | None
     right: Tensor
+    multiplied: Tensor | None
     norm: float
     unchecked: bool
 
@@ -97,13 +99,13 @@ class Search:
 
     def __init__(self, products: Products, kind: type[Recurrence], task: Task, source: torch.Generator) -> None:
         self.products, self.task = products, task
-        self.state = kind(products, task.capacity, source)
+        self.state = kind(products, task.capacity, source, keep=not task.cheap)
         self.state.inject(self.state.random(task.width) if task.start is None else task.start)
         self.step = 0
         self._per_column = 1 if kind is Lanczos else 2
         self._square = kind is not Lanczos
         self._norm = 0.0
-        self._verified: tuple[Tensor | None, Tensor] | None = None
+        self._verified: tuple[Tensor | None, Tensor, Tensor | None] | None = None
         self._scores: list[Tensor] = []
         self._probes_left = 0
         self._next_look = 0
@@ -130,13 +132,13 @@ class Search:
 
     def _found(self, ritz: Ritz, chosen: Tensor) -> Found:
         left, right = self.state.vectors(ritz, chosen)
-        return Found(left, self.state.images, right, self._norm, False)
+        return Found(left, self.state.images, right, self.state.multiplied(ritz, chosen), self._norm, False)
 
     def _verified_pairs(self, unchecked: bool) -> Found | None:
         if self._verified is None:
             return None
-        left, right = self._verified
-        return Found(left, self.state.images, right, self._norm, unchecked)
+        left, right, multiplied = self._verified
+        return Found(left, self.state.images, right, multiplied, self._norm, unchecked)
 
     def _make_room(self) -> None:
         """Restart where the next block does not fit, and go on at random where the basis is an invariant subspace."""
@@ -172,7 +174,8 @@ class Search:
         self._probes_left = self._probes_needed(ritz.values, chosen, close)
         if self._probes_left == 0:
             return self._found(ritz, chosen)
-        self._verified, self._scores = state.vectors(ritz, chosen), task.scores(ritz.values)
+        self._verified = (*state.vectors(ritz, chosen), state.multiplied(ritz, chosen))
+        self._scores = task.scores(ritz.values)
         state.restart(ritz, chosen)
         state.inject(state.random(min(task.width, task.capacity - state.V.count)))
         return None

@@ -23,6 +23,9 @@ from eigenscope.operators.base import LinearOperator
 ROWS = 1024
 """Rows of a dense matrix promoted at a time."""
 
+KEPT_BYTES = 2**28
+"""Most that the products with a basis of Lanczos may take, where they are kept for the residuals."""
+
 SAFE = 1e4
 """Where the diagonal of R exceeds the rounding by this factor, the SVD that would tell its rank is not computed."""
 
@@ -172,9 +175,10 @@ class Recurrence(ABC):
         products: of A, (m, n).
         capacity: most columns of V, ≤ n.
         generator: of the random directions, on the CPU.
+        keep: the products with the basis, too, where they are dear and fit; Lanczos only.
     """
 
-    def __init__(self, products: Products, capacity: int, generator: torch.Generator) -> None:
+    def __init__(self, products: Products, capacity: int, generator: torch.Generator, keep: bool = False) -> None:
         A = products.A
         self.products, self.capacity, self.length = products, capacity, A.shape[1]
         self._like = torch.empty(0, dtype=A.dtype, device=A.device)
@@ -229,6 +233,10 @@ class Recurrence(ABC):
         """The chosen left and right vectors."""
         return None, self.V.combined(ritz.right[:, chosen])
 
+    def multiplied(self, ritz: Ritz, chosen: Tensor) -> Tensor | None:
+        """A times the chosen right vectors, made of products with the basis; None where those are not kept."""
+        return None
+
     def _floor(self, W: Tensor) -> float:
         """Below it a remainder of W is rounding: 8·eps·(largest column of any product)."""
         if W.numel():
@@ -260,11 +268,22 @@ class Recurrence(ABC):
 class Lanczos(Recurrence):
     """Of a symmetric (Hermitian) A."""
 
+    def __init__(self, products: Products, capacity: int, generator: torch.Generator, keep: bool = False) -> None:
+        super().__init__(products, capacity, generator)
+        keep = keep and self.length * capacity * self._like.element_size() <= KEPT_BYTES
+        self.W = _Columns(self.length, capacity, self._like) if keep else None
+
+    def multiplied(self, ritz: Ritz, chosen: Tensor) -> Tensor | None:
+        """As in the base."""
+        return None if self.W is None else self.W.combined(ritz.right[:, chosen])
+
     def expand(self) -> None:
         """One product with the block."""
         before, width = self.V.count, self.next.shape[1]
         self.V.append(self.next)
         W = self.products.forward(self.next)
+        if self.W is not None:
+            self.W.append(W)
         self.next, C, self._coupling = orthonormalise(W, self.V.all, self._floor(W), self.length - self.V.count)
         C[before:] = (C[before:] + C[before:].mH) / 2
         self._extend(C, width)
@@ -280,11 +299,16 @@ class Lanczos(Recurrence):
         right = ritz.right[:, keep]
         self._rotate_rest(right)
         self.projected = torch.diag(ritz.values[keep]).to(self.projected.dtype)
-        self.V.rotate(right)
+        for columns in (self.V, self.W):
+            if columns is not None:
+                columns.rotate(right)
 
     def refresh(self, floor: float) -> None:
         """As many products as the basis has columns."""
         W = self.products.forward(self.V.all)
+        if self.W is not None:
+            self.W.count = 0
+            self.W.append(W)
         self.next, C, self._coupling = orthonormalise(W, self.V.all, floor, self.capacity - self.V.count)
         self.projected = (C + C.mH) / 2
         self._dropped = torch.zeros_like(self._dropped)
@@ -293,7 +317,7 @@ class Lanczos(Recurrence):
 class GolubKahan(Recurrence):
     """Of any A, best with n ≤ m: then V can span the whole space."""
 
-    def __init__(self, products: Products, capacity: int, generator: torch.Generator) -> None:
+    def __init__(self, products: Products, capacity: int, generator: torch.Generator, keep: bool = False) -> None:
         super().__init__(products, capacity, generator)
         self.U = _Columns(products.A.shape[0], capacity, self._like)
 
