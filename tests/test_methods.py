@@ -40,7 +40,7 @@ def test_values_lie_within_their_bounds(name, shape, method, scale):
 
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("method", ["auto", "lapack", "krylov", "randomized"])
+@pytest.mark.parametrize("method", ["auto", "lapack", "krylov", "propack", "randomized"])
 @pytest.mark.parametrize("part", ["one", "some", "all"])
 def test_triplets_have_the_residuals_they_state(name, shape, method, part):
     matrix, values = truth(shape, name)
@@ -239,7 +239,7 @@ def test_the_smallest_triplets_of_each_method(name, method):
 
 
 def test_methods_that_cannot_find_the_smallest_say_so():
-    for method in ("gram", "randomized"):
+    for method in ("gram", "propack", "randomized"):
         with pytest.raises(InputError, match=r"smallest|largest"):
             es.svd(torch.eye(5), 2, which="smallest", method=method)
     with pytest.raises(InputError, match="unknown which"):
