@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from eigenscope.operators.jacobian import jacobian, tangent_kernel
     from eigenscope.operators.preconditioned import preconditioned
     from eigenscope.results import Density, DiagonalEstimate, Estimate, Record, Run, Spectrum
+    from eigenscope.tasks.adapter import Adapter
+    from eigenscope.tasks.adapter_apply import apply_adapter
+    from eigenscope.tasks.adapter_extract import extract_adapter
     from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.diff import Diff, diff
     from eigenscope.tasks.scan import Scan, scan
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapter",
     "Decomposition",
     "Dense",
     "Density",
@@ -42,12 +46,14 @@ __all__ = [
     "Series",
     "Sparse",
     "Spectrum",
+    "apply_adapter",
     "decompose",
     "density",
     "diagonal",
     "diff",
     "diff_series",
     "eigh",
+    "extract_adapter",
     "fisher",
     "gauss_newton",
     "hessian",
@@ -63,6 +69,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adapter": "tasks.adapter",
     "Decomposition": "tasks.decompose",
     "Dense": "operators.arrays",
     "Density": "results",
@@ -77,12 +84,14 @@ _HOMES = {
     "Series": "tasks.series",
     "Sparse": "operators.arrays",
     "Spectrum": "results",
+    "apply_adapter": "tasks.adapter_apply",
     "decompose": "tasks.decompose",
     "density": "methods.choose",
     "diagonal": "methods.choose",
     "diff": "tasks.diff",
     "diff_series": "tasks.series",
     "eigh": "methods.choose",
+    "extract_adapter": "tasks.adapter_extract",
     "fisher": "operators.gauss_newton",
     "gauss_newton": "operators.gauss_newton",
     "hessian": "operators.curvature",

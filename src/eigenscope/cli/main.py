@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 import eigenscope
+from eigenscope.cli import adapter
 from eigenscope.cli import options as shared
 from eigenscope.errors import EigenscopeError
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
+app.add_typer(adapter.app, name="adapter")
 
 # Typer re-exports only this error of those it raises for a bad command line.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])

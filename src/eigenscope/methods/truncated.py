@@ -188,7 +188,7 @@ def _by_gram(A: Tensor, k: int, frobenius: float, dtype: type[np.floating]) -> T
     values, vectors = symmetric_eigen(gram, k)
     if vectors is None:
         raise ArithmeticError("no eigenvectors")  # not reached: k ≥ 1
-    left = torch.from_numpy(np.ascontiguousarray(vectors[:, ::-1]))
+    left = torch.from_numpy(vectors[:, ::-1].copy())
     right = A.T.to(left.dtype) @ left
     kept = float(torch.linalg.vector_norm(right, dtype=torch.float64)) ** 2
     top = float(np.maximum(values, 0.0).sum(dtype=np.float64))

@@ -58,8 +58,13 @@ class SafetensorsCheckpoint(Checkpoint):
         check_index(expected or {}, places)
         super().__init__(source, tensors, config, tuple(paths), places)
 
+    def file_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        path: Path = self._places[name]
+        return path
+
     def _read(self, info: TensorInfo, start: int, stop: int) -> Tensor:
-        path: Path = self._places[info.name]
+        path = self.file_of(info.name)
         if 0 in (stop - start, *info.shape):
             return torch.empty((stop - start, *info.shape[1:]), dtype=getattr(torch, info.dtype))
         try:
