@@ -16,7 +16,7 @@ from eigenscope.results import Record, Run, Value
 # What every run has of its own, and what changes no reading.
 _CIRCUMSTANCES = frozenset({
     "started", "wall seconds", "CPU seconds", "rows measured", "rows resumed", "workers", "machine", "format", "notes",
-    "python", "torch", "numpy", "scipy", "eigenscope",
+    "python", "torch", "numpy", "scipy", "eigenscope", "base", "tuned", "formats",
 })  # fmt: skip
 
 _FACTORS = (

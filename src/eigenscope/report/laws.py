@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 
 DENSITY_POINTS, TAIL_POINTS = 33, 25
 FEWEST_BINS, MOST_BINS = 4, 60
+NARROW = 0.04
+"""Share of the picture below which the noise would be a single line at its left end."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def histogram(record: Record) -> Histogram | None:
     top = (
         max(largest, 1.3 * edge) if top > 0.8 * largest else top
     )  # the edge and its label are seen, also beyond all values
+    if 0.0 < edge < NARROW * top:
+        top = 4.0 * edge  # of a few values far beyond the noise the picture is that of the noise
     low = 0.0 if smallest < 0.3 * top else smallest
     if top - low < 1e-6 * top:
         low, top = 0.9 * low, 1.1 * top

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eigenscope.columns import Column
 from eigenscope.results import Run
@@ -144,7 +144,52 @@ DIFF = Layout(
     per_rank=0,
 )  # fmt: skip
 
-LAYOUTS = {"scan": SCAN, "diff": DIFF}
+ADAPTER = replace(
+    DIFF,
+    reading="stable_rank",
+    priority=(
+        "name", "role", "shape", "rank", "used_rank", "stable_rank", "rank_99", "frobenius", "relative_change", "first_share",
+        "wasted_rank", "layer", "scale", "magnitude", "alpha", "effective_rank", "rank_90", "balance", "sigma_max", "dtype",
+        "parameters", "error_bound",
+    ),
+    in_series=("frobenius", "stable_rank", "rank_99", "used_rank"),
+    key=frozenset((
+        "name", "layer", "role", "rank", "used_rank", "stable_rank", "rank_99", "frobenius", "relative_change", "first_share",
+        "wasted_rank", "balance", "magnitude", "status",
+    )),
+    groups=(
+        ("Size", ("frobenius", "relative_change", "sigma_max", "balance", "magnitude")),
+        ("Rank", ("used_rank", "stable_rank", "effective_rank", "rank_90", "rank_99", "wasted_rank", "first_share")),
+        ("Other", ()),
+    ),
+    facts=(
+        "shape", "layer", "role", "dtype", "rank", "alpha", "scale", "frobenius", "relative_change", "sigma_max", "used_rank",
+        "stable_rank", "effective_rank", "rank_90", "rank_99", "error_bound",
+    ),
+    remarks=("status",),
+    calm=(),
+    done="read from its factors",
+    matrix="layer",
+    matrices="layers",
+)  # fmt: skip
+
+CUT = replace(
+    ADAPTER,
+    reading="error",
+    priority=(
+        "name", "role", "shape", "rank_before", "rank", "error", "optimal_error", "frobenius", "energy", "parameters", "layer",
+        "method", "dtype", "bytes",
+    ),
+    in_series=("error", "frobenius"),
+    key=frozenset(("name", "layer", "role", "rank_before", "rank", "error", "optimal_error", "frobenius", "status")),
+    groups=(("Error", ("error", "optimal_error", "energy")), ("Other", ())),
+    facts=("shape", "layer", "role", "dtype", "rank_before", "rank", "frobenius", "error", "optimal_error", "parameters"),
+    done="cut",
+)  # fmt: skip
+
+LAYOUTS = {
+    "scan": SCAN, "diff": DIFF, "adapter show": ADAPTER, "adapter resize": CUT, "adapter merge": CUT,
+}  # fmt: skip
 
 
 def layout_of(run: Run) -> Layout:

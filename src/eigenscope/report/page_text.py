@@ -85,7 +85,7 @@ def comparison(run: Run, others: Sequence[Run], steps: Sequence[Run] = ()) -> di
                   "made": f"eigenscope {compare.version(each)}", "matrices": len(each.records), "verdict": visible(each.verdict)}
                  for name, each in zip(names, runs, strict=True)],
         "warnings": compare.differences(runs),
-        "medians": [_medians("Medians over the runs", names, runs)] + (
+        "medians": [_medians("Since the first checkpoint" if steps else "Medians over the runs", names, runs)] + (
             [_medians("Step by step", [compare.title(step) for step in steps], steps)] if len(steps) > 1 else []
         ),
         "pairings": [

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from eigenscope.report.cells import doubt, significant
-from eigenscope.results import Compared, Coverage, Run
+from eigenscope.results import Compared, Coverage, Record, Run
 
 OUTCOMES = ("read", "compared", "not a matrix", "not compared", "only in base", "only in tuned", "not readable")
 
@@ -63,14 +63,13 @@ class Summary:
 def summarize(run: Run) -> Summary:
     """The totals of a run."""
     measured = [r for r in run.records if isinstance(r.readings.get("sigma_max"), int | float)]
-    sides = [(r.readings.get("rows"), r.readings.get("cols")) for r in measured]
     bounds = [(float(b), r.name) for r in measured if isinstance(b := r.readings.get("error_bound"), int | float)]
     seconds = run.provenance.get("wall seconds")
     doubts = ((r.name, doubt(r.readings.get("status"))) for r in run.records)
     return Summary(
         matrices=len(run.records),
         measured=len(measured),
-        parameters=sum(rows * cols for rows, cols in sides if isinstance(rows, int) and isinstance(cols, int)),
+        parameters=sum(_parameters(record) for record in measured),
         total=sum(math.prod(entry.shape) for entry in run.coverage),
         outcomes={outcome: sum(entry.outcome == outcome for entry in run.coverage) for outcome in OUTCOMES},
         groups=_groups(run.coverage),
@@ -78,6 +77,14 @@ def summarize(run: Run) -> Summary:
         worst=max(bounds, default=None),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
     )
+
+
+def _parameters(record: Record) -> int:
+    """Numbers stored, where a row says so; otherwise the entries of its matrix."""
+    stored, rows, cols = (record.readings.get(name) for name in ("parameters", "rows", "cols"))
+    if isinstance(stored, int):
+        return stored
+    return rows * cols if isinstance(rows, int) and isinstance(cols, int) else 0
 
 
 def _groups(coverage: tuple[Coverage, ...]) -> tuple[Group, ...]:
