@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eigenscope.errors import InputError
-from eigenscope.methods.factored import Factors, core_svd, factored_svd, frobenius, stacked, truncated
+from eigenscope.methods.factored import Factors, core_svd, factored_svd, frobenius, stacked, recompressed
 
 SHAPES = [(40, 30, 5), (30, 40, 5), (7, 50, 12), (50, 7, 12), (6, 6, 6), (1, 9, 3), (9, 1, 1)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -62,7 +62,7 @@ def test_truncation_errs_as_measured_and_not_more_than_the_optimum_and_the_round
     factors, W = pair(*shape), dense(pair(*shape))
     values = torch.linalg.svdvals(W)
     for rank in {0, 1, min(shape) // 2, min(shape)}:
-        found = truncated(factors, rank, scale=scale, dtype=dtype)
+        found = recompressed(factors, rank, scale=scale, dtype=dtype)
         assert found.factors.B.dtype == found.factors.A.dtype == dtype
         assert found.factors.rank == rank
         actual = float((W - dense(found.factors)).norm())
@@ -76,7 +76,7 @@ def test_truncation_errs_as_measured_and_not_more_than_the_optimum_and_the_round
 def test_the_measured_error_sees_what_storage_does_to_small_numbers():
     """Negative test of the certificate: in float16 numbers below 6e-8 vanish, and the optimum knows nothing of it."""
     factors = pair(20, 20, 4, scale=1e-13)
-    found = truncated(factors, 4, dtype=torch.float16)
+    found = recompressed(factors, 4, dtype=torch.float16)
     actual = float((dense(factors) - dense(found.factors)).norm())
     assert found.least == 0.0
     assert found.error == pytest.approx(actual, rel=1e-6)
@@ -86,11 +86,11 @@ def test_the_measured_error_sees_what_storage_does_to_small_numbers():
 def test_equal_factors_come_back_balanced_and_zeros_are_left_out():
     factors = pair(12, 9, 3)
     spread = Factors(factors.B * 1e6, factors.A * 1e-6, factors.scale)
-    found = truncated(spread, 3, scale=2.0, dtype=torch.float64).factors
+    found = recompressed(spread, 3, scale=2.0, dtype=torch.float64).factors
     assert torch.allclose(found.B.norm(dim=0), found.A.norm(dim=1), rtol=1e-12)
     nothing = Factors(torch.zeros(12, 3), torch.randn(3, 9, generator=torch.Generator().manual_seed(0)))
-    assert truncated(nothing, 3).factors.rank == 0
-    assert truncated(nothing, 3).error == 0.0
+    assert recompressed(nothing, 3).factors.rank == 0
+    assert recompressed(nothing, 3).error == 0.0
 
 
 def test_a_sum_is_one_product_of_stacked_factors():
@@ -109,7 +109,7 @@ def test_truncation_of_a_sum_is_that_of_the_dense_sum():
     terms = [pair(25, 30, 4, seed=seed) for seed in range(3)]
     W = sum(dense(term) for term in terms)
     U, values, Vh = torch.linalg.svd(W)
-    found = truncated(stacked(terms), 5, dtype=torch.float64)
+    found = recompressed(stacked(terms), 5, dtype=torch.float64)
     best = (U[:, :5] * values[:5]) @ Vh[:5]
     assert torch.allclose(dense(found.factors), best, atol=1e-12 * float(values[0]), rtol=0.0)
     assert found.error == pytest.approx(float(values[5:].norm()), rel=1e-12)
@@ -122,7 +122,7 @@ def test_any_shape_and_rank(seed):
     factors = pair(m, n, r, seed, scale=float(rng.normal()), decay=float(rng.uniform(0.1, 1.0)))
     W = dense(factors)
     rank = int(rng.integers(0, min(m, n, r) + 1))
-    found = truncated(factors, rank, dtype=torch.float64)
+    found = recompressed(factors, rank, dtype=torch.float64)
     assert float((W - dense(found.factors)).norm()) == pytest.approx(found.error, rel=1e-6, abs=1e-12 * float(W.norm()))
 
 
@@ -134,11 +134,11 @@ def test_input_that_makes_no_sense_is_refused():
         Factors(torch.ones(3, 2), torch.ones(2, 4), float("nan"))
     for arguments in ({"rank": 3}, {"rank": -1}, {"rank": 1, "scale": 0.0}):
         with pytest.raises(InputError, match="rank"):
-            truncated(factors, **arguments)
+            recompressed(factors, **arguments)
     with pytest.raises(InputError, match="not finite"):
         core_svd(Factors(torch.tensor([[float("nan")]]), torch.ones(1, 1)))
     with pytest.raises(InputError, match=r"beyond the range of torch.float16"):
-        truncated(Factors(factors.B * 1e12, factors.A), 2, dtype=torch.float16)
+        recompressed(Factors(factors.B * 1e12, factors.A), 2, dtype=torch.float16)
     with pytest.raises(InputError, match="no terms"):
         stacked([])
     with pytest.raises(InputError, match=r"shapes \(6, 5\) and \(5, 6\)"):

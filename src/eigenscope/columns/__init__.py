@@ -6,7 +6,7 @@ the columns are those of ``scan``.
 
 from __future__ import annotations
 
-from eigenscope.columns import adapter, diff, monitor
+from eigenscope.columns import adapter, adapter_layers, diff, monitor
 from eigenscope.columns.column import Column
 from eigenscope.columns.scan import COLUMNS
 
@@ -16,6 +16,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "scan": COLUMNS,
     "diff": diff.COLUMNS,
     "adapter": adapter.COLUMNS,
+    "adapter merge": adapter_layers.CUT,
+    "adapter resize": adapter_layers.CUT,
+    "adapter show": adapter_layers.SHOW,
     "monitor": monitor.COLUMNS,
 }
 """Verb → the columns of its table."""

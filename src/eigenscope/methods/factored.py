@@ -178,7 +178,7 @@ class Approximation:
     least: float
 
 
-def truncated(
+def recompressed(
     factors: Factors, rank: int, *, scale: float = 1.0, dtype: torch.dtype = torch.float32, core: Core | None = None
 ) -> Approximation:
     """The best approximation of that rank (Eckart & Young, Psychometrika 1, 1936), as s′·(U√(Σ/|s′|))(√(Σ/|s′|)Vᵀ).
@@ -201,7 +201,9 @@ def truncated(
     found = core_svd(wide) if core is None else core
     if not 0 <= rank <= len(found.values) or scale == 0.0:
         raise InputError(
-            f"rank {rank} with scale {scale}", where="truncated", expected=f"0 to {len(found.values)}, and a scale ≠ 0"
+            f"rank {rank} with scale {scale}",
+            where="recompressed",
+            expected=f"0 to {len(found.values)}, and a scale ≠ 0",
         )
     k = int((found.values[:rank] > 0.0).sum())
     roots = (found.values[:k] * abs(scale)).sqrt()
@@ -213,7 +215,7 @@ def truncated(
     error = _error(wide, found, (T, S), (stored.B.double() - B, stored.A.double() - A), scale)
     if not math.isfinite(error):
         raise InputError(
-            f"factors beyond the range of {dtype}", where="truncated", remedy="store them as bfloat16 or float32"
+            f"factors beyond the range of {dtype}", where="recompressed", remedy="store them as bfloat16 or float32"
         )
     return Approximation(stored, error, least)
 
