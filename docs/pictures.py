@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,20 @@ from playwright.sync_api import sync_playwright
 import eigenscope as es
 
 FOLDER = Path(__file__).parent
+QUERY = "encoder.layer.5.attention.self.query.weight"
 POOLER, UP = "pooler.dense.weight", "encoder.layer.0.intermediate.dense.weight"
 
 
 def figures() -> dict[str, Any]:
     """File name → Plotly figure."""
     scan = es.scan("demo")
+    spec = find_spec("sre_embedding_model")
+    if spec is None or spec.origin is None:
+        raise SystemExit("sre-embedding-model is not installed: run make test first")
+    diff = es.diff("demo", Path(spec.origin).parent / "model_weights")
     return {
+        "change-map.png": diff.figure(reading="energy_16"),
+        "change-spectrum.png": diff.figure(matrix=QUERY),
         "heat-map.png": scan.figure(reading="condition"),
         "spectrum-pooler.png": scan.figure(matrix=POOLER),
         "spectrum-up.png": scan.figure(matrix=UP),

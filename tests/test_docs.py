@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from eigenscope.cli.main import app
-from eigenscope.columns import COLUMNS
+from eigenscope.columns import COLUMNS, Column
+from eigenscope.columns import diff as of_diff
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def table_of_readings() -> str:
+TABLES = {"readings": COLUMNS, "diff": [column for column in of_diff.COLUMNS if column not in COLUMNS]}
+"""What stands between which markers of the README; of a comparison, what a scan does not have as well."""
+
+
+def table_of_readings(columns: Iterable[Column]) -> str:
     """The README's table, as the code has it."""
     lines = ["| reading | column | what it says | source |", "|---|---|---|---|"]
-    for column in COLUMNS:
+    for column in columns:
         if column.source:
             meaning = column.meaning.replace("|", "\\|")
             lines.append(f"| {column.label} | `{column.name}` | {meaning} | {column.source} |")
     return "\n".join(lines)
 
 
-def test_the_table_of_readings_is_the_codes():
+@pytest.mark.parametrize("name", TABLES)
+def test_the_table_of_readings_is_the_codes(name):
     text = (ROOT / "README.md").read_text("utf-8")
-    shown = re.search(r"<!-- readings: begin[^\n]*-->\n(.*?)\n?<!-- readings: end -->", text, re.DOTALL)
+    shown = re.search(rf"<!-- {name}: begin[^\n]*-->\n(.*?)\n?<!-- {name}: end -->", text, re.DOTALL)
     assert shown
-    assert shown[1].strip() == table_of_readings()
+    assert shown[1].strip() == table_of_readings(TABLES[name])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -97,8 +97,8 @@ def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, fl
     singular values, of which no rank is told. *low-rank*: 90 % of ‖ΔW‖_F² within min(m, n)/16 directions, so that a LoRA
     of that rank has at most an eighth of a matrix's numbers; or 99 % within min(m, n)/4, as a merged LoRA of any usual
     rank has: a LoRA of rank r leaves nothing beyond r. *full-rank*: the rest. (Biderman et al., LoRA Learns Less and
-    Forgets Less, TMLR 2024, found full fine-tuning to need 10 to 100 times the usual ranks; what rounds off at random
-    needs two thirds of all directions for 90 %.)
+    Forgets Less, TMLR 2024, found full fine-tuning to need 10 to 100 times the usual ranks; noise needs half of all
+    directions for 90 % in a square matrix, three quarters in one of sides 1:4.)
 
     Args:
         readings: of the change.

@@ -166,6 +166,8 @@ def _fill_histogram(figure: Figure, record: Record) -> None:
             "x": [level, level],
             "y": [0, max(shown.counts)],
             "text": ["", f"{laws.number(record, 'noise_rank') or 0:,.0f} above"],
+            # Towards the side with room, away from the bars of the bulk where these are narrow.
+            "textposition": "top left" if 2 * level > shown.low + shown.middles[-1] else "top right",
         }
     if max(shown.counts) <= 5:
         figure["layout"]["yaxis2"]["dtick"] = 1

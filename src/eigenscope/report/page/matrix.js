@@ -98,6 +98,7 @@ function fillBars(figure, curve) {
   const top = Math.max(...counts, ...(curve.bulk ? curve.bulk[1] : []));
   if (curve.edge !== null) {
     Object.assign(mark, { x: [curve.edge, curve.edge], y: [0, top], text: ["", `${counted(curve.above)} above`] });
+    mark.textposition = 2 * curve.edge > low + middles[middles.length - 1] ? "top left" : "top right";
   }
   mark.line.color = mark.textfont.color = color("muted");
   const axis = figure.layout.xaxis2;
