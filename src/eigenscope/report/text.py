@@ -171,6 +171,14 @@ def print_plan(lines: Mapping[str, str], *, file: TextIO | None = None, width: i
     sheet.flush()
 
 
+def print_lines(lines: Sequence[tuple[str, str]], *, file: TextIO | None = None, width: int | None = None) -> None:
+    """Print sentences, each with its style ("bold", "dim" or none), broken where the terminal ends."""
+    sheet = _Sheet(file, width)
+    for line, style in lines:
+        sheet.line(line, style)
+    sheet.flush()
+
+
 class ProgressBar:
     """A bar on standard error while it is a terminal; nothing in a pipe, nothing when quiet.
 
