@@ -128,26 +128,45 @@ def test_singular_matrices_have_infinite_condition():
     assert conditioning.digits_left(math.inf, 2.0**-23) == 0.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_fp16_shares_are_those_of_the_conversion(dtype):
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_fp16_shares_are_those_of_the_conversion(dtype, transposed):
     generator = torch.Generator().manual_seed(0)
     exponents = torch.empty(700, 40).uniform_(-45, 30, generator=generator)
     matrix = (2.0**exponents * torch.randn(700, 40, generator=generator).sign()).to(dtype)
     matrix[0, :5] = torch.tensor([0.0, 65504.0, 65519.99, 65520.0, 2.0**-25]).to(dtype)
+    wide = torch.nan_to_num(matrix.to(torch.float64), nan=1.0, posinf=1.0, neginf=1.0)  # what such a format cannot hold
+    matrix = wide.to(dtype).T if transposed else wide.to(dtype)
     entries = conditioning.inspect_entries(matrix)
-    half = matrix.to(torch.float64).to(torch.float16)
+    wide = matrix.to(torch.float64)
+    half = wide.to(torch.float16)
     assert entries.overflow == pytest.approx(float(half.isinf().double().mean()), abs=1e-15)
-    assert entries.underflow == pytest.approx(float(((half == 0) & (matrix != 0)).double().mean()), abs=1e-15)
+    assert entries.underflow == pytest.approx(float(((half == 0) & (wide != 0)).double().mean()), abs=1e-15)
     assert (entries.nan, entries.infinite, entries.first) == (0, 0, None)
 
 
-def test_entries_that_are_not_finite_are_counted_and_placed():
-    matrix = torch.zeros(3000, 500)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+def test_entries_that_are_not_finite_are_counted_and_placed(dtype):
+    matrix = torch.zeros(3000, 500, dtype=dtype)
     matrix[2500, 7] = float("nan")
     matrix[2600, 1] = float("inf")
     matrix[2999, 499] = -float("inf")
     entries = conditioning.inspect_entries(matrix)
     assert (entries.nan, entries.infinite, entries.first) == (1, 2, (2500, 7))
+    assert (entries.overflow, entries.underflow) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex128, torch.float8_e4m3fn])
+def test_rows_and_columns_of_zeros_are_counted(dtype):
+    matrix = torch.ones(1000, 300).to(dtype)
+    matrix[3] = matrix[999] = 0.0
+    matrix[:, 7] = -0.0
+    entries = conditioning.inspect_entries(matrix)
+    assert (entries.zero_rows, entries.zero_cols) == (2, 1)
+    entries = conditioning.inspect_entries(matrix.T)
+    assert (entries.zero_rows, entries.zero_cols) == (1, 2)
 
 
 def test_storage_epsilon_of_every_format():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 Array = NDArray[np.float64]
 FP16_EPS = 2.0**-10
 ENTRIES_AT_ONCE = 2**16
+INTEGERS: dict[int, tuple[torch.dtype, type[np.unsignedinteger[Any]]]] = {
+    2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32), 8: (torch.int64, np.uint64),
+}  # fmt: skip
 
 
 def condition_number(values: Array) -> float | None:
@@ -86,35 +90,49 @@ class Entries:
 def inspect_entries(W: Tensor) -> Entries:
     """Count what is not finite and what fp16 cannot hold, a block of rows at a time.
 
+    The bits of an IEEE number without its sign, read as an integer, are in the order of the magnitudes, with infinity and
+    then the NaNs at the end (IEEE 754-2019, §5.10): integers are compared and counted several times faster.
+
     Args:
         W: (m, n), any floating or complex dtype. Never changed.
     """
     rows, cols = W.shape
+    limits = torch.tensor([2.0**-25, 65520.0, math.inf]).to(_real(W.dtype))
+    tiny, huge, infinity = (int(limit) for limit in _magnitudes(limits))
     nan = infinite = overflow = underflow = zero_rows = 0
-    used = torch.zeros(cols, dtype=torch.bool, device=W.device)
+    used = np.zeros(cols, dtype=bool)
     first: tuple[int, int] | None = None
     height = max(1, ENTRIES_AT_ONCE // max(cols, 1))
-    for start in range(0, rows, height):
-        block = W[start : start + height]
-        size = (block.to(torch.float32) if block.element_size() == 1 else block).abs()
-        if not size.numel():
-            continue
-        smallest, largest = (float(extreme) for extreme in torch.aminmax(size))
-        if not math.isfinite(largest):
-            bad = ~torch.isfinite(size)
-            nan += int(torch.isnan(size).sum())
-            infinite += int(torch.isinf(size).sum())
+    for start in range(0, rows if cols else 0, height):
+        size = _magnitudes(W[start : start + height])
+        smallest, largest = int(size.min()), int(size.max())
+        if largest >= infinity:
+            nan += int(np.count_nonzero(size > infinity))
+            infinite += int(np.count_nonzero(size == infinity))
             if first is None:
-                row, col = (int(x) for x in bad.nonzero()[0])
-                first = (start + row, col)
-        if largest >= 65520.0:
-            overflow += int((torch.isfinite(size) & (size >= 65520.0)).sum())
-        if smallest <= 2.0**-25:
-            underflow += int(((size <= 2.0**-25) & (size > 0)).sum())
-        if smallest > 0.0:
+                row, col = np.argwhere(size >= infinity)[0]
+                first = (start + int(row), int(col))
+        if largest >= huge:
+            overflow += int(np.count_nonzero((size >= huge) & (size < infinity)))
+        if smallest <= tiny:
+            underflow += int(np.count_nonzero(size - size.dtype.type(1) < tiny))  # a 0 wraps around to the largest
+        if smallest > 0:
             used[:] = True
         else:
-            used |= size.amax(dim=0) > 0
-            zero_rows += int((size.amax(dim=1) == 0).sum())
+            used |= size.max(axis=0) > 0
+            zero_rows += int(np.count_nonzero(size.max(axis=1) == 0))
     total = max(rows * cols, 1)
-    return Entries(nan, infinite, first, overflow / total, underflow / total, zero_rows, int((~used).sum()))
+    return Entries(nan, infinite, first, overflow / total, underflow / total, zero_rows, int(np.count_nonzero(~used)))
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """The format of the magnitudes of such entries."""
+    return torch.float32 if dtype.itemsize == 1 else dtype.to_real()
+
+
+def _magnitudes(block: Tensor) -> NDArray[Any]:
+    """|w| as unsigned integers in the order of the magnitudes."""
+    block = (block.abs() if block.is_complex() else block.to(_real(block.dtype)).resolve_neg()).cpu()
+    signed, unsigned = INTEGERS[block.element_size()]
+    bits: NDArray[Any] = block.view(signed).numpy().view(unsigned) & unsigned(torch.iinfo(signed).max)
+    return bits

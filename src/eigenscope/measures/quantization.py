@@ -63,7 +63,6 @@ def find_levels(W: Tensor) -> Quantization | None:
     blocks = _blocks(W, chosen, width)
     if not _is_coarse(blocks):
         return None
-    blocks = blocks[:: max(1, len(blocks) // BLOCKS)]
     variance = np.mean(_cell_widths(blocks) ** 2, axis=1) / 12.0
     error = math.sqrt(float(variance.mean()))
     spread = float(variance.std(ddof=1)) / math.sqrt(len(variance)) if len(variance) > 1 else math.inf
@@ -77,9 +76,10 @@ def find_levels(W: Tensor) -> Quantization | None:
 
 
 def _blocks(W: Tensor, rows: NDArray[np.int_], width: int) -> Array:
-    """(b, 32) blocks of few zeros, each sorted, float64."""
+    """(b, 32) blocks of few zeros, each sorted, float64; no more than about :data:`BLOCKS`, evenly spread."""
     blocks: Array = W[rows.tolist(), :width].double().cpu().numpy().reshape(-1, BLOCK)
-    return np.sort(blocks[np.count_nonzero(blocks, axis=1) >= FEWEST_ENTRIES], axis=1)
+    blocks = blocks[np.count_nonzero(blocks, axis=1) >= FEWEST_ENTRIES]
+    return np.sort(blocks[:: max(1, len(blocks) // BLOCKS)], axis=1)
 
 
 def _levels(blocks: Array) -> NDArray[np.int_]:
