@@ -27,7 +27,9 @@ class Hessian(LossOperator):
 
     def _build(self, index: int) -> Gradient:
         loss = self.objective.loss(index)
-        return torch.autograd.grad(loss, self.objective.layout.tensors, create_graph=True, allow_unused=True)
+        gradient = torch.autograd.grad(loss, self.objective.layout.tensors, create_graph=True, allow_unused=True)
+        self.remember_unused(gradient)
+        return gradient
 
     def _roots(self, graph: Gradient) -> Gradient:
         return graph

@@ -82,6 +82,7 @@ class LossOperator(LinearOperator):
         held = [*objective.model.parameters(), *objective.model.buffers()]
         self.graphs: Graphs[Any] = Graphs(self._build, self._roots, held, objective.device, memory)
         self._extra: list[str] = []
+        self._unused: set[str] | None = None
         self._busy = 0.0
         self._rounds = 0
 
@@ -96,6 +97,11 @@ class LossOperator(LinearOperator):
     @abstractmethod
     def _product(self, graph: Any, column: Tensor) -> Parts:
         """Aᵢ v, a tensor for each parameter of the layout; None for zeros."""
+
+    def remember_unused(self, parts: Parts) -> None:
+        """Keep the names of the parameters that no batch so far depends on; ``parts`` has None for those."""
+        names = {name for name, part in zip(self.objective.layout.names, parts) if part is None}
+        self._unused = names if self._unused is None else self._unused & names
 
     def note(self, sentence: str) -> None:
         """Add to what is said about the operator."""
@@ -113,6 +119,9 @@ class LossOperator(LinearOperator):
         """Sentences about what the operator is, and is not."""
         found = kinks(self.graphs.operations)
         notes = [*self.objective.notes, *self._extra]
+        if self._unused:
+            names = sorted(self._unused & set(self.layout.names))
+            notes.append(f"The loss does not depend on {', '.join(names)}: their rows are zero.")
         if found:
             notes.append(
                 f"{', '.join(found)} is piecewise linear: the operator is that of the smooth piece around the parameters,"
@@ -209,10 +218,10 @@ class LossOperator(LinearOperator):
         objective.group.require_same(X)
         if X.shape[1] == 0:
             return X.clone()
-        columns = X.mT.contiguous()
-        result = torch.zeros_like(columns)
         start = time.perf_counter()
         with undisturbed(objective.model):
+            columns = X.mT.contiguous()
+            result = torch.zeros_like(columns)
             for index in range(len(objective.batches)):
                 for total, column in zip(result, columns):
                     self.layout.add(total, self._parts(index, column), objective.share(index))

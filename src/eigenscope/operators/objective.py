@@ -123,8 +123,8 @@ class Objective:
 
     def gradient(self, shift: Tensor | None = None) -> Tensor:
         """∇L(θ + shift), (p,)."""
-        total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
         with undisturbed(self.model), self.shifted(shift):
+            total = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
             for index in range(len(self.batches)):
                 total.add_(self.batch_gradient(index), alpha=self.share(index))
         return self.group.sum(total)

@@ -73,6 +73,7 @@ class OutputOperator(LossOperator):
         pulled = torch.autograd.grad(
             outputs, self.objective.layout.tensors, cotangents, create_graph=True, allow_unused=True
         )
+        self.remember_unused(pulled)
         return OutputGraph(outputs, slope_used, cotangents, pulled, data)
 
     def _evaluated(self, index: int) -> tuple[Parts, Tensor]:

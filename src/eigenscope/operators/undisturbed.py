@@ -32,10 +32,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        for device in {parameter.device.type for parameter in model.parameters()} & {"cpu", "cuda"}:
+        devices = {parameter.device.type for parameter in model.parameters()}
+        for device in devices & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(device, enabled=False))
-        if any(isinstance(module, nn.RNNBase) for module in modules):
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if "cuda" in devices and any(isinstance(module, nn.RNNBase) for module in modules):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         fast = torch.backends.mha.get_fastpath_enabled()
         try:

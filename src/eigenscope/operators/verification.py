@@ -117,7 +117,13 @@ def _asymmetry(operator: LossOperator, u: Tensor, w: Tensor, images: list[Tensor
     norm = torch.linalg.vector_norm
     size = float(norm(u) * norm(Hw) + norm(w) * norm(Hu))
     found = abs(float(u @ Hw - w @ Hu)) / size if size else 0.0
-    if found > ROUNDINGS * torch.finfo(operator.dtype).eps:
+    single = ROUNDINGS * torch.finfo(torch.float32).eps
+    if operator.dtype == torch.float64 and ROUNDINGS * torch.finfo(torch.float64).eps < found <= single:
+        operator.note(
+            f"Products are symmetric to {found:.0e} only: the model computes in part in single precision (normalisations and"
+            " softmax of transformers do)."
+        )
+    elif found > ROUNDINGS * torch.finfo(operator.dtype).eps:
         raise InputError(
             f"its products are not symmetric: uᵀHw and wᵀHu differ by {found:.1e} of ‖u‖‖Hw‖", where=repr(operator),
             expected=f"at most {ROUNDINGS * torch.finfo(operator.dtype).eps:.0e}",
