@@ -16,6 +16,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "scan": COLUMNS,
     "diff": diff.COLUMNS,
     "adapter": adapter.COLUMNS,
+    "adapter init": adapter_layers.INIT,
     "adapter merge": adapter_layers.CUT,
     "adapter resize": adapter_layers.CUT,
     "adapter show": adapter_layers.SHOW,

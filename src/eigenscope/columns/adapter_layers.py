@@ -65,3 +65,21 @@ SHOW: tuple[Column, ...] = (
     fact("error_bound", "error bound", "number", "Bound on the absolute error of every singular value."),
     _ADAPTER["status"],
 )  # fmt: skip
+
+INIT: tuple[Column, ...] = (
+    *_FACTS,
+    replace(_ADAPTER["rank"], meaning="r of B (m, r) and A (r, n); 0 where the layer is left out."),
+    Column("energy", "energy", "share", "‖scale·B A‖F²/‖W‖F²: how much of the weight is in the adapter.", _ECKART),
+    Column(
+        "residual", "residual", "number",
+        "Largest residual of the singular triplets relative to ‖W‖F, measured from products; of QR ‖W − QR‖F/‖W‖F.",
+        "Parlett, The Symmetric Eigenvalue Problem, Theorem 4.5.1", "log",
+    ),
+    Column(
+        "start_error", "error at the start", "number",
+        "‖R + scale·B A − W‖F/‖W‖F, measured: what rounding of the rest R to the base's format leaves.", "", "log",
+    ),
+    _ADAPTER["parameters"],
+    _ADAPTER["bytes"],
+    _ADAPTER["status"],
+)  # fmt: skip

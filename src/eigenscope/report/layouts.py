@@ -187,8 +187,19 @@ CUT = replace(
     done="cut",
 )  # fmt: skip
 
+INIT = replace(
+    CUT,
+    reading="energy",
+    priority=("name", "role", "shape", "rank", "energy", "start_error", "residual", "parameters", "layer", "dtype", "bytes"),
+    in_series=("energy",),
+    key=frozenset(("name", "layer", "role", "rank", "energy", "start_error", "residual", "status")),
+    groups=(("Start", ("energy", "start_error", "residual")), ("Other", ())),
+    facts=("shape", "layer", "role", "dtype", "rank", "energy", "start_error", "residual", "parameters"),
+    done="decomposed",
+)  # fmt: skip
+
 LAYOUTS = {
-    "scan": SCAN, "diff": DIFF, "adapter show": ADAPTER, "adapter resize": CUT, "adapter merge": CUT,
+    "scan": SCAN, "diff": DIFF, "adapter show": ADAPTER, "adapter resize": CUT, "adapter merge": CUT, "adapter init": INIT,
 }  # fmt: skip
 
 

@@ -62,8 +62,8 @@ class Adapter:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer, columns as in ``eigenscope.columns.adapter``; layers that were left out say why."""
-        return frame(self.run, columns_of("adapter"))
+        """One row a layer, columns as in ``eigenscope.columns.columns_of(run.verb)``; layers that were left out say why."""
+        return frame(self.run, columns_of(self.run.verb))
 
     @property
     def layers(self) -> dict[str, AdapterLayer]:
@@ -88,6 +88,35 @@ class Adapter:
             raise unknown("layer", name, tuple(self.file.layers))
         values: NDArray[np.float64] = factored_svd(Factors(layer.B, layer.A, layer.scale)).values.numpy()
         return values
+
+    def resize(
+        self,
+        *,
+        rank: int | None = None,
+        energy: float | None = None,
+        error: float | None = None,
+        budget: str | float | None = None,
+        dtype: str = "",
+    ) -> Adapter:
+        """The same adapter with smaller factors: :func:`eigenscope.tasks.adapter_resize.resize_adapter`."""
+        from eigenscope.tasks.adapter_resize import resize_adapter
+
+        return resize_adapter(self, rank=rank, energy=energy, error=error, budget=budget, dtype=dtype)
+
+    def __add__(self, other: Adapter) -> Adapter:
+        """What both do together, exactly: ranks add. :func:`eigenscope.tasks.adapter_merge.merge_adapters` has weights."""
+        return self._with(other, 1.0)
+
+    def __sub__(self, other: Adapter) -> Adapter:
+        """What this one does beyond the other, as a trained adapter beyond the one that it began as."""
+        return self._with(other, -1.0)
+
+    def _with(self, other: Adapter, weight: float) -> Adapter:
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        from eigenscope.tasks.adapter_merge import merge_adapters
+
+        return merge_adapters([self, other], [1.0, weight])
 
     def __repr__(self) -> str:
         return f"Adapter({self.run.source!r}, {len(self.file.layers)} layers, {self.parameters:,} parameters)"

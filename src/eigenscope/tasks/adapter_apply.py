@@ -25,7 +25,7 @@ from eigenscope.tasks.adapter_targets import FLOATS
 WEIGHTS = (*ENDINGS, ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", ".mlmodel")
 """Files of weights, which are not copied beside the new ones."""
 STALE = r".*(\.safetensors|\.bin|\.pt|\.pth|\.ckpt|\.index\.json)"
-RESIDUAL = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica", "lokr")
+RESIDUAL = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")
 """Starts of training that change the base: such an adapter belongs on a base that is not the published one."""
 
 

@@ -305,7 +305,7 @@ def _assembled(plan: ExtractPlan, done: Mapping[str, Extracted], wall: float, cp
     layers = {found.layer.module: found.layer for found in ordered if found.layer is not None}
     _check_some(plan, ordered, layers)
     saved, remarks = find_saved(plan.base, plan.tuned, plan.targets, layers, write=plan.options.save_modules)
-    config: dict[str, Any] = {"task_type": _task(plan.base), "base_model_name_or_path": _name(plan.base)}
+    config: dict[str, Any] = {"task_type": task_of(plan.base), "base_model_name_or_path": named_base(plan.base)}
     file = AdapterFile(layers, config, saved, plan.tuned.source)
     refused = tuple(
         Coverage(name, plan.tuned.tensors[name].shape, plan.tuned.tensors[name].dtype, "not readable", reason, 0)
@@ -337,13 +337,14 @@ def _check_some(plan: ExtractPlan, ordered: Sequence[Extracted], layers: Mapping
     )  # fmt: skip
 
 
-def _task(base: Checkpoint) -> str | None:
+def task_of(base: Checkpoint) -> str | None:
+    """PEFT's type of the task that the base's class is for, where its configuration tells."""
     names = base.config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     return next((task for endings, task in TASKS if name.endswith(endings)), None)
 
 
-def _name(base: Checkpoint) -> str | None:
+def named_base(base: Checkpoint) -> str | None:
     """What PEFT loads the base by: as the user named it, or the folder that stands for ``demo``."""
     if not base.files:
         return None
