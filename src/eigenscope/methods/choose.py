@@ -11,7 +11,7 @@ from torch import Tensor
 from eigenscope.errors import InputError
 from eigenscope.methods import exact, krylov, propack, quadrature
 from eigenscope.methods import trace as traces
-from eigenscope.methods.randomized import randomized_svd
+from eigenscope.methods.randomized import known_frobenius, randomized_svd
 from eigenscope.operators.arrays import Dense, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
 from eigenscope.results import Density, DiagonalEstimate, Estimate, Spectrum
@@ -20,6 +20,8 @@ DENSE_LIMIT = 2**31
 """Bytes of float64 beyond which an operator known by its products is not turned into a matrix."""
 DEVICE_SIZE = 512
 """Smaller side from which an iteration is tried on an accelerator, whose exact decompositions are slow."""
+SKETCH_TOLERANCE = 0.03
+"""Residual from which ``auto`` tries a sketch of two passes first, where the spectrum is steep."""
 ENDS = ("LA", "SA", "LM", "both")
 SVD_METHODS = ("auto", "gram", "lapack", "krylov", "propack", "randomized")
 EIGH_METHODS = ("auto", "lapack", "krylov")
@@ -63,26 +65,30 @@ def svd(
     rows, cols = operator.shape
     count = _count(k, min(rows, cols), f"a {rows}×{cols} matrix")
     tolerance = exact.DEFAULT_TOLERANCE if tol is None else tol
+    if which == "smallest" and method in ("propack", "randomized"):
+        raise InputError(f"the {method} method finds the largest values only", remedy="use lapack or krylov")
     reason = "asked for"
     if method == "auto":
         method, reason = _svd_choice(operator, count, tolerance, which)
-    probed = _check_adjoint(operator)
+    products = _check_adjoint(operator)
+    if method == "sketch":
+        size = count // 4 + 10
+        result = randomized_svd(operator, count, oversampling=size, power=1, tol=tol, generator=generator)
+        if not bool(result.converged.all()):
+            method, reason = "krylov", "a sketch was not accurate enough"
+            products += result.products
     if method == "randomized":
-        if which == "smallest":
-            raise InputError("the randomized method finds the largest values only", remedy="use lapack or krylov")
         result = randomized_svd(operator, count, tol=tol, generator=generator)
     elif method == "propack":
-        if which == "smallest":
-            raise InputError("the propack method finds the largest values only", remedy="use lapack or krylov")
         result = propack.singular_triplets(operator, count, tol=tolerance, generator=generator)
     elif method == "krylov":
         result = krylov.singular_triplets(operator, count, which=which, tol=tolerance, generator=generator)
-    else:
-        matrix, products = _dense(operator)
+    elif method != "sketch":
+        matrix, multiplied = _dense(operator)
         route = "auto" if method == "exact" else method
         result = exact.singular_triplets(matrix, count, method=route, tol=tol, which=which)
-        result = replace(result, products=products)
-    return replace(result, products=result.products + probed, reason=_joined(reason, result.reason))
+        result = replace(result, products=multiplied)
+    return replace(result, products=result.products + products, reason=_joined(reason, result.reason))
 
 
 def spectrum(A: Any, *, tol: float | None = None, method: str = "auto") -> Spectrum:
@@ -233,7 +239,36 @@ def _svd_choice(A: LinearOperator, k: int, tol: float, which: str) -> tuple[str,
         return ("krylov", "few values of a large matrix on an accelerator") if few else ("exact", "a small matrix")
     gram = exact.prefers_gram(A.matrix, k)
     seconds = exact.gram_seconds(A.matrix, k, tol) if gram else exact.lapack_seconds(A.matrix)
-    return _cheaper(A, k, tol, seconds, 2)
+    rivals = {"krylov": _block_seconds(A, k, tol, 2)}
+    if propack.supports(A):
+        rivals["propack"] = propack.seconds(A, k, tol)
+        if tol >= SKETCH_TOLERANCE and _is_steep(A, k):
+            rivals["sketch"] = _sketch_seconds(A, k)
+    return _cheapest(A, k, tol, seconds + 3e-3 + 1e-4 * k, rivals)
+
+
+def _block_seconds(A: LinearOperator, k: int, tol: float, sides: int) -> float:
+    """Of the block Krylov method, at the tolerance at which it is as accurate as the others: it stops just below its own."""
+    return krylov.seconds(A, k, 0.1 * tol, sides)
+
+
+def _sketch_seconds(A: Dense, k: int) -> float:
+    rows, cols = A.shape
+    size = 1.25 * k + 10.0
+    return (2.0 * rows * cols * (4.0 * size + k) + 6.0 * (rows + cols) * (2.0 * size) ** 2) / 45e9 + 2e-3
+
+
+def _is_steep(A: Dense, k: int) -> bool:
+    """Whether the leading values hold so much of the energy that a sketch of k + k/4 + 10 columns finds them in two passes.
+
+    The stable rank ‖A‖_F²/σ₁², here with a lower bound of σ₁ by two power steps, is at most k/2.
+    """
+    norm = known_frobenius(A) or 0.0
+    x = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(A.dtype)
+    vector = A.matrix.mT @ (A.matrix @ (x / torch.linalg.vector_norm(x)))
+    length = float(torch.linalg.vector_norm(vector))
+    largest = float(torch.linalg.vector_norm(A.matrix @ (vector / length))) if length else 0.0
+    return norm**2 <= 0.5 * k * largest**2
 
 
 def _eigh_choice(A: LinearOperator, k: int, tol: float) -> tuple[str, str]:
@@ -249,16 +284,17 @@ def _eigh_choice(A: LinearOperator, k: int, tol: float) -> tuple[str, str]:
             if 8 * k < size >= DEVICE_SIZE
             else ("exact", "a small matrix")
         )
-    return _cheaper(A, k, tol, (4.0 if A.dtype.is_complex else 1.0) * 9.0 * size**3 / 25e9, 1)
+    seconds = (4.0 if A.dtype.is_complex else 1.0) * 9.0 * size**3 / 25e9
+    return _cheapest(A, k, tol, seconds, {"krylov": krylov.seconds(A, k, tol, 1)})
 
 
-def _cheaper(A: LinearOperator, k: int, tol: float, seconds: float, sides: int) -> tuple[str, str]:
-    rows, cols = A.shape
-    iterated = krylov.seconds(A, k, tol, sides)
-    least = f"{k} of {min(rows, cols)} values to {tol:g}"
-    if iterated < seconds:
-        return "krylov", f"{least}: about {iterated / seconds:.2f} of the time of an exact decomposition"
-    return "exact", f"{least}: an iteration would take about {iterated / seconds:.1f} times as long"
+def _cheapest(A: LinearOperator, k: int, tol: float, exactly: float, rivals: dict[str, float]) -> tuple[str, str]:
+    """ "exact", or the fastest of the rivals by their seconds."""
+    best = min(rivals, key=rivals.__getitem__)
+    least = f"{k} of {min(A.shape)} values to {tol:g}"
+    if rivals[best] < exactly:
+        return best, f"{least}: about {rivals[best] / exactly:.2f} of the time of an exact decomposition"
+    return "exact", f"{least}: an iteration would take about {rivals[best] / exactly:.1f} times as long"
 
 
 def _operator_choice(A: LinearOperator, k: int, sides: int) -> tuple[str, str]:
