@@ -152,7 +152,7 @@ def deep_linear_net(depth, dtype=torch.float64):
 def test_a_deep_linear_net_at_zero_is_left(kind, depth):
     net, loss = deep_linear_net(depth)
     first = float(loss().detach())
-    optimizer = kind(net.parameters())
+    optimizer = kind(net.parameters(), max_products=40)
     for _ in range(40):
         optimizer.step(loss)
     assert float(loss().detach()) < 1e-12 * first

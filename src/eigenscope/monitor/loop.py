@@ -36,7 +36,8 @@ class Monitor:
         optimizer: the live optimiser, whose learning rate and state are read.
         every: measure after every so many steps; None for as often as ``overhead`` allows, the first time when the
             training so far pays for it.
-        overhead: with ``every=None``, the share of the training's time that measurements may take.
+        overhead: with ``every=None``, the time that measurements may take over that of the training; caches that
+            they displace add a little.
         samples: random vectors of the trace's estimate, one product each; 0 for no trace.
         writer: a TensorBoard ``SummaryWriter``, or a folder for one.
         run: a run file: each reading is written at once, and an interrupted run goes on in the same file. It is read by
@@ -54,9 +55,10 @@ class Monitor:
 
     def __init__(
         self, model: nn.Module, loss: Any, batches: Iterable[Any], optimizer: Any, *, every: int | None = None,
-        overhead: float = 0.1, samples: int = 4, writer: Any = None, run: str | Path | None = None, seed: int = 0,
+        overhead: float = 0.05, samples: int = 4, writer: Any = None, run: str | Path | None = None, seed: int = 0,
         **options: Any,
     ) -> None:  # fmt: skip
+        begun = time.perf_counter()
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise InputError(f"every = {every!r}", expected="a number of steps ≥ 1, or None")
         if not 0.0 < overhead <= 1.0:
@@ -75,8 +77,8 @@ class Monitor:
         self._file = None if run is None else RunFile(run, identity)
         if self._file is not None:
             self._file.describe(type(model).__name__, ())
-        self._steps, self._spent, self._over = 0, 0.0, False
-        self._begun = time.perf_counter()
+        self._steps, self._over = 0, False
+        self._begun, self._spent = begun, time.perf_counter() - begun
 
     def step(self, step: int | None = None) -> Reading | None:
         """Count a step of training, made just before, and measure if it is time.
