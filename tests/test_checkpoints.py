@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -347,3 +349,22 @@ def test_errors_survive_a_process_boundary() -> None:
     error = SourceError("what", where="where", expected="this", remedy="do that")
     again: EigenscopeError = sent(error)
     assert (type(again), str(again)) == (SourceError, "where: what; expected this. Do that")
+
+
+@pytest.mark.parametrize("padding", range(5))
+def test_a_tensor_may_begin_at_any_byte_and_is_the_callers_own(tmp_path, padding):
+    held = torch.randn(3000, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flags = torch.arange(3000) % 3 == 0
+    header = json.dumps({
+        "flags": {"dtype": "BOOL", "shape": [3000], "data_offsets": [0, 3000]},
+        "held": {"dtype": "F64", "shape": [3000, 7], "data_offsets": [3000, 3000 + held.nbytes]},
+    }).encode() + b" " * padding  # fmt: skip
+    data = flags.numpy().tobytes() + held.numpy().tobytes()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    checkpoint = open_checkpoint(path)
+    assert torch.equal(checkpoint.read("flags"), flags)
+    assert torch.equal(checkpoint.read("held", 1000, 2999), held[1000:2999])
+    checkpoint.read("held").zero_()
+    assert path.read_bytes()[8 + len(header) :] == data
+    assert torch.equal(checkpoint.read("held"), held)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -32,7 +34,7 @@ LONGEST_HEADER = 100_000_000
 class SafetensorsCheckpoint(Checkpoint):
     """One or more safetensors files whose tensor names do not repeat.
 
-    Each read opens its file and closes it again, so that pages of tensors already seen leave the memory.
+    Each read maps the tensor's own part of the file, so that the pages of a tensor leave the memory with it.
 
     Args:
         source: what the user named.
@@ -48,40 +50,46 @@ class SafetensorsCheckpoint(Checkpoint):
         self, source: str, paths: list[Path], config: Mapping[str, Any], expected: Mapping[str, Path] | None = None
     ) -> None:
         tensors: dict[str, TensorInfo] = {}
-        places: dict[str, Path] = {}
+        places: dict[str, tuple[Path, int]] = {}
         for path in paths:
-            for info in _list(path):
+            for info, begin in _list(path):
                 if info.name in tensors:
-                    raise repeated(info.name, places[info.name], path)
+                    raise repeated(info.name, places[info.name][0], path)
                 tensors[info.name] = info
-                places[info.name] = path
-        check_index(expected or {}, places)
+                places[info.name] = path, begin
+        check_index(expected or {}, {name: path for name, (path, _) in places.items()})
         super().__init__(source, tensors, config, tuple(paths), places)
 
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor."""
-        path: Path = self._places[name]
+        path: Path = self._places[name][0]
         return path
 
     def _read(self, info: TensorInfo, start: int, stop: int) -> Tensor:
-        path = self.file_of(info.name)
-        if 0 in (stop - start, *info.shape):
-            return torch.empty((stop - start, *info.shape[1:]), dtype=getattr(torch, info.dtype))
+        path, begin = self._places[info.name]
+        dtype, shape = getattr(torch, info.dtype), (stop - start, *info.shape[1:]) if info.shape else ()
+        size = math.prod(shape) * dtype.itemsize
+        if size == 0:
+            return torch.empty(shape, dtype=dtype)
+        begin += start * math.prod(info.shape[1:]) * dtype.itemsize
+        inside = begin % mmap.ALLOCATIONGRANULARITY
         try:
-            with safe_open(self._unchanged(path), framework="pt") as file:
-                value: Any = file.get_slice(info.name)[start:stop] if info.shape else file.get_tensor(info.name)
-        except (SafetensorError, OSError) as error:
+            with self._unchanged(path).open("rb") as stream:
+                # Copied where it is written to: a tensor cannot be told that it must not be.
+                part = mmap.mmap(stream.fileno(), inside + size, access=mmap.ACCESS_COPY, offset=begin - inside)
+        except (ValueError, OSError) as error:
             raise SourceError(f"cannot be read: {error}", where=f"{path}: {info.name}") from error
-        tensor: Tensor = value
-        return tensor
+        entries = torch.frombuffer(part, dtype=torch.uint8, count=size, offset=inside)
+        return (entries.clone() if begin % dtype.itemsize else entries).view(dtype).reshape(shape)
 
 
-def _list(path: Path) -> list[TensorInfo]:
+def _list(path: Path) -> list[tuple[TensorInfo, int]]:
+    """Every tensor of a file, and the byte at which it begins."""
     try:
-        _check_header(path)
+        places = _check_header(path)
         with safe_open(path, framework="pt") as file:
             pieces = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            return [_info(name, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in pieces]
+            return [(_info(name, tuple(piece.get_shape()), piece.get_dtype()), places[name]) for name, piece in pieces]
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise SourceError(
             f"not a sound safetensors file: {error}", where=str(path), remedy="download or save it again"
@@ -98,8 +106,8 @@ def _info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
     return TensorInfo(name, shape, known, count * size, "" if dtype in DTYPES else f"packed format {dtype} is not read")
 
 
-def _check_header(path: Path) -> None:
-    """What the library does not check (a name that stands twice), or does not say (where a file is cut off).
+def _check_header(path: Path) -> dict[str, int]:
+    """Where each tensor begins; what the library does not check (a name that stands twice), or say (where a file ends).
 
     Raises:
         ValueError: the reason, in words.
@@ -120,6 +128,7 @@ def _check_header(path: Path) -> None:
     for (_, stop, first_name), (start, _, name) in pairwise(spans):
         if start < stop:
             raise ValueError(f"tensors {first_name!r} and {name!r} overlap")
+    return {name: 8 + length + start for start, _, name in spans}
 
 
 def _spans(header: object) -> Iterator[tuple[int, int, str]]:
