@@ -375,15 +375,32 @@ def test_heads_of_another_size_are_left_out_and_said():
     assert fates.loc["classifier.weight"]["reason"] == "3×64 in the base, 7×64 here"
 
 
-def test_quantised_bases_are_read_and_said(tmp_path):
+def few_levels(W):
+    """Rounded to 15 levels half a unit apart, as a 4-bit format rounds each block."""
+    return (W * 2.0).round().clamp(-7, 7) / 2.0
+
+
+def test_quantised_bases_are_read_and_said():
     base, tuned = {"w.weight": gaussian(64, 64, 1)}, {"w.weight": gaussian(64, 64, 1)}
     scale = base["w.weight"].abs().amax(dim=1, keepdim=True) / 127.0
     quantised = {"w.weight": (base["w.weight"] / scale).round().to(torch.int8), "w.weight_scale": scale.float()}
-    row = rows_of(es.diff(quantised, tuned)).loc["w.weight"]
-    assert "the base is dequantised from int8: ΔW contains the quantisation error" in row["status"]
+    result = es.diff(quantised, tuned)
+    row = rows_of(result).loc["w.weight"]
+    assert "the base is dequantised from int8: ΔW contains the quantisation error" in result.run.provenance["notes"]
+    assert row["status"] == "ok"
     assert row["relative_change"] == pytest.approx(float(scale.mean()) / math.sqrt(12.0), rel=0.1)
-    few = (base["w.weight"].reshape(-1, 32) * 2.0).round().clamp(-7, 7).reshape(64, 64) / 2.0
+    learned = {"w.weight": few_levels(base["w.weight"]) + with_spectrum(64, 64, torch.tensor([0.6, 0.3]), 8)}
+    row = rows_of(es.diff({"w.weight": few_levels(base["w.weight"])}, learned)).loc["w.weight"]
+    assert row["verdict"] == "low-rank"  # trained from the quantised weights: their error is in both
+    assert "same quantised weights" in row["evidence"]
+    assert pd.isna(row["quantization_floor"])
+    few = few_levels(base["w.weight"])
+    moved = {"w.weight": tuned["w.weight"] + with_spectrum(64, 64, torch.tensor([9.0]), 8)}
+    row = rows_of(es.diff({"w.weight": few}, moved)).loc["w.weight"]
+    assert row["verdict"] == "full-rank"  # the change of rank 1 and the error of full rank
+    assert row["noise_rank"] == 1
     row = rows_of(es.diff({"w.weight": few}, tuned)).loc["w.weight"]
+    assert row["verdict"] == "within rounding"
     assert row["quantization_floor"] == pytest.approx(row["sigma_max"], rel=0.1)
 
 

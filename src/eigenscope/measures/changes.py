@@ -35,6 +35,10 @@ COMPARED = (
 """Readings compared over depth, as for the outliers of a scan."""
 HALF = 0.5 + 2.0**-10
 """Units in the last place by which rounding moves a number at most, on the way from float64 by float32 included."""
+AS_LARGE = 1.15
+"""Up to which ratio two norms count as the same where one is an estimate of the quantisation error."""
+SMALLER = 0.7
+"""Below this share of the quantisation error the change does not contain it: both come from the same quantised weights."""
 LARGE_VECTOR = 0.05
 """Relative change from which a bias or norm is a finding."""
 
@@ -89,7 +93,9 @@ def is_rounded(formats: tuple[str, str], units: float) -> bool:
     return formats[0] != formats[1] and units <= HALF
 
 
-def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, floor: float) -> tuple[str, str]:
+def judge(
+    readings: dict[str, Value], formats: tuple[str, str], units: float, floor: float, error: float = 0.0
+) -> tuple[str, str]:
     """The verdict on one matrix, and what it rests on.
 
     *unchanged*: every entry is the same. *within rounding*: what the storage formats or the quantisation alone may
@@ -104,7 +110,8 @@ def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, fl
         readings: of the change.
         formats: storage formats of the base and of the tuned matrix.
         units: the largest entry of the change in units in the last place of the coarser format.
-        floor: about the largest singular value of rounding and quantisation alone.
+        floor: about the largest singular value of rounding alone.
+        error: ‖·‖_F of the quantisation error that the change contains; 0 for none.
     """
     size, change = _number(readings["sigma_max"]), _number(readings["relative_change"])
     short = min(int(readings["rows"] or 0), int(readings["cols"] or 0))
@@ -119,8 +126,12 @@ def judge(readings: dict[str, Value], formats: tuple[str, str], units: float, fl
             f"not distinguishable from rounding ({name}): no entry is off by more than one unit in the last place, and "
             "σ max is below what rounding leaves"
         )  # fmt: skip
-    if _number(readings.get("quantization_floor")) >= size:
-        return ROUNDING, "not distinguishable from the quantisation error: σ max is below its floor"
+    if (
+        error
+        and _number(readings["frobenius"]) <= AS_LARGE * error
+        and size <= AS_LARGE * _number(readings["quantization_floor"])
+    ):
+        return ROUNDING, "not distinguishable from the quantisation error: as large, and σ max is not above its floor"
     if change > 1.0:
         return RETRAINED, f"‖ΔW‖ is {_percent(change)} of ‖W‖; 90 % in {r90} of {short} directions"
     if short < FEWEST:

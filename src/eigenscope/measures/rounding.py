@@ -62,6 +62,11 @@ def rounding_of_difference(D: Tensor, W: Tensor, V: Tensor, formats: tuple[str, 
     return Rounding(math.sqrt(variance) * (math.sqrt(widest) + math.sqrt(tallest)), units)
 
 
+def is_quantised(name: str) -> bool:
+    """Whether a storage format is read by dequantising: whole numbers, FP8, or a block format such as Q4_1."""
+    return not isinstance(getattr(torch, name, None), torch.dtype) or name.startswith(("int", "uint", "float8"))
+
+
 def _format(name: str) -> torch.finfo:
     known = getattr(torch, name, None)
     return torch.finfo(known if isinstance(known, torch.dtype) and known.is_floating_point else torch.float32)

@@ -239,7 +239,7 @@ class _Pairing:
             what = f"{matched} of {len(first)} matrices are in both: the base has {texts[0]}, the tuned one {texts[1]}"
         raise InputError(
             f"different architectures: {what}", where=f"{self.base.source}, {self.tuned.source}",
-            expected="a checkpoint and one trained from it", remedy="eigenscope scan shows what is in each",
+            expected="a checkpoint and one trained from it", remedy="look at each with eigenscope scan",
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,7 +51,7 @@ def density_figure(content: Content) -> Figure | None:
     if density is None:
         return None
     edges = density["edges"]
-    middle = [(a + b) / 2.0 for a, b in zip(edges, edges[1:], strict=False)]
+    middle = [(a + b) / 2.0 for a, b in itertools.pairwise(edges)]
     floor = 0.5
     shown = [(x, c, lo, hi) for x, c, lo, hi in
              zip(middle, density["count"], density["low"], density["high"], strict=True) if c > 0.0]  # fmt: skip
@@ -205,7 +206,7 @@ def valley_figure(content: Content) -> Figure | None:
     """The narrow valley: gradient descent and momentum on ½(κx² + y²), κ = 1000, at their best steps."""
     plain, heavy = content["narrow"]
     condition = 1000.0
-    width = 2.2 / math.sqrt(condition)
+    width = 1.1 * max(abs(x) for path in (plain, heavy) for x in path["x"])
     xs = [width * (i / 40.0 - 1.0) for i in range(81)]
     ys = [1.15 * (i / 40.0 - 1.0) for i in range(81)]
     z = [[math.log10(0.5 * (condition * x * x + y * y) + 1e-6) for x in xs] for y in ys]
@@ -214,7 +215,7 @@ def valley_figure(content: Content) -> Figure | None:
         "colorscale": [[i / (len(VIRIDIS) - 1), color] for i, color in enumerate(VIRIDIS)],
         "contours": {"coloring": "heatmap"}, "line": {"width": 0.4, "color": "rgba(255,255,255,0.35)"}, "hoverinfo": "skip",
     }]  # fmt: skip
-    data += [_path(path) for path in (plain, heavy)]
+    data += [_path(path, thin=True) for path in (plain, heavy)]
     layout = plain_layout(height=420)
     layout |= {"showlegend": True, "legend": _legend()}
     layout["xaxis"] = plain_axis("steep direction", range=[xs[0], xs[-1]], nticks=5, showgrid=False)
@@ -222,13 +223,13 @@ def valley_figure(content: Content) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def _path(path: Mapping[str, Any]) -> Figure:
+def _path(path: Mapping[str, Any], thin: bool = False) -> Figure:
     color = PATHS.get(str(path["name"]), MUTED)
     label = f"{path['name']}, {path['setting']}" if path["setting"] else str(path["name"])
     return {
         "type": "scatter", "mode": "lines+markers", "x": list(path["x"]), "y": list(path["y"]), "name": plotly_text(label),
-        "line": {"color": "#ffffff", "width": 1.2},
-        "marker": {"size": 6, "color": color, "line": {"width": 0.8, "color": "#ffffff"}, "symbol": SYMBOLS.get(path["name"], "circle")},
+        "line": {"color": color if thin else "#ffffff", "width": 0.7 if thin else 1.2},
+        "marker": {"size": 4 if thin else 6, "color": color, "line": {"width": 0.4 if thin else 0.8, "color": "#ffffff"}, "symbol": SYMBOLS.get(path["name"], "circle")},
         "text": [f"step {i}" for i in range(len(path["x"]))], "hovertemplate": f"{plotly_text(path['name'])}, %{{text}}<extra></extra>",
     }  # fmt: skip
 

@@ -11,10 +11,15 @@ from eigenscope.report import curvature_figures, shell
 from eigenscope.report.cells import significant, visible
 from eigenscope.report.curvature_text import facts
 
-STYLE = ".wide-figure { min-width: 640px; }\nsection { margin-top: 44px; }\n#warnings { margin-top: 20px; }\n"
+STYLE = (
+    ".wide-figure { min-width: 640px; }\nsection { margin-top: 44px; }\n#warnings { margin-top: 20px; }\n"
+    ".facts { grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }\n.facts .n { margin-left: 2px; font-size: 13px; }\n"
+    "#made ul { color: var(--muted); }\n"
+)
 HINTS = {
     "density": "Each bin of the axis, which is logarithmic on both sides of 0 and linear next to it. The band is two standard"
-    " errors over the random vectors; marks are eigenvalues found one by one.",
+    " errors over the random vectors; between the nodes of the quadrature, around 0 above all, the line is their"
+    " interpolation. Marks are eigenvalues found one by one.",
     "blocks": "Both ends of the diagonal block of each; bars are residuals.",
     "slices": "Where the two part, second derivatives say nothing any more.",
     "escape": "Steps along the eigenvector of the smallest eigenvalue, downhill.",

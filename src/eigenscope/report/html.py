@@ -49,6 +49,7 @@ def render(run: Run, others: Sequence[Run] = (), steps: Sequence[Run] = ()) -> s
         title=compare.title(run),
         lines=sentences(run),
         verdict=visible(run.verdict),
+        notes=visible(run.provenance.get("notes") or "") if run.verdict else "",
         cut=layout.cut,
         findings=on_page(run),
         measured=summarize(run).measured,

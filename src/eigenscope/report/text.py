@@ -54,6 +54,8 @@ def print_run(
             sheet.line(f"{counted(len(left_out), 'column')} too many for {sheet.width} characters: {names}")
     if run.verdict:
         sheet.heading(visible(run.verdict))
+        if run.provenance.get("notes"):
+            sheet.line(visible(run.provenance["notes"]))
     _findings(sheet, run, summary)
     if summary.doubtful:
         sheet.heading(f"!  {counted(len(summary.doubtful), 'row')} to look at")

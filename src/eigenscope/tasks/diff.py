@@ -15,6 +15,7 @@ from eigenscope.engine.progress import Listener, silent
 from eigenscope.engine.runfile import RunFile
 from eigenscope.errors import InputError
 from eigenscope.measures import changes
+from eigenscope.measures.rounding import is_quantised
 from eigenscope.models.checkpoint import Checkpoint
 from eigenscope.models.matrices import Matrix
 from eigenscope.models.pairing import Pair, Pairing, pair_checkpoints
@@ -69,7 +70,7 @@ class DiffPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         """How names were resolved, and what the sources say of themselves."""
-        return (*self.pairing.notes, *self.base.notes, *self.tuned.notes)
+        return (*self.pairing.notes, *_dequantised(self.pairs), *self.base.notes, *self.tuned.notes)
 
     @property
     def operations(self) -> float:
@@ -227,6 +228,20 @@ def _with_vectors(plan: DiffPlan) -> tuple[Compared, ...]:
         if entry.tensor in others and entry.outcome == "not a matrix" else entry
         for entry in plan.pairing.coverage
     )  # fmt: skip
+
+
+def _dequantised(pairs: tuple[Pair, ...]) -> list[str]:
+    """What dequantised formats mean for the change, in sentences."""
+    said = []
+    for side, formats in (
+        ("base", {p.base.dtype for p in pairs}),
+        ("tuned checkpoint", {p.tuned.dtype for p in pairs}),
+    ):
+        found = sorted(name for name in formats if is_quantised(name))
+        if found:
+            said.append(f"the {side} is dequantised from {', '.join(found)}: ΔW contains the quantisation error, unless the "
+                        "tuned weights were trained from the dequantised ones")  # fmt: skip
+    return said
 
 
 def _sides(pair: Pair) -> tuple[int, int]:

@@ -26,6 +26,7 @@ EXAMINED = 10
 """Leading vectors of the tuned matrix that are examined for intruders: k of the paper."""
 INTRUDER = 0.5
 """Cosine with every vector of the base below which one is an intruder: ε of the paper."""
+SHARED = "less than the quantisation error of the entries: both come from the same quantised weights"
 KNOWN = 33
 """Leading vectors of the base computed at first; all of them only where these leave a cosine open."""
 
@@ -65,20 +66,21 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
     readings = _spectral(spectrum, float(torch.linalg.vector_norm(D)), norm, rounding)
     values = spectrum.values.numpy()
     readings |= _noise(values, (pair.tuned.rows, pair.tuned.cols), rounding) if values[0] > 0.0 else {}
-    errors = [found.floor for found in (quantization.find_levels(W), quantization.find_levels(V)) if found]
-    readings["quantization_floor"] = float(np.linalg.norm(errors)) if errors else None
+    floor, error = _quantisation(W, V)
+    shared = float(readings["frobenius"] or 0.0) < changes.SMALLER * error
+    readings["quantization_floor"] = floor if floor and not shared else None
     parts = changes.magnitude_and_direction(D, W)
     readings |= {"magnitude_change": parts.magnitude, "direction_change": parts.direction}
     readings["verdict"], readings["evidence"] = changes.judge(
-        {**readings, "rows": pair.tuned.rows, "cols": pair.tuned.cols}, formats, rounding.units, rounding.floor
-    )
+        {**readings, "rows": pair.tuned.rows, "cols": pair.tuned.cols}, formats, rounding.units, rounding.floor,
+        0.0 if shared else error,
+    )  # fmt: skip
     if values[0] > 0.0 and norm > 0.0:
         readings |= _subspaces(D, W, V, LEADING)
         readings["spectral_change"] = float(values[0]) / readings.pop("base_sigma_max")  # type: ignore[operator]
-    notes = [_dequantised(formats)]
-    if norm == 0.0:
-        notes.append("the base is the zero matrix")
-    readings["status"] = "; ".join(note for note in notes if note) or "ok"
+    if shared:
+        readings["evidence"] = f"{readings['evidence']}; {SHARED}"
+    readings["status"] = "ok" if norm > 0.0 else "the base is the zero matrix"
     return readings, values
 
 
@@ -212,9 +214,8 @@ def _not_finite(W: Tensor, V: Tensor) -> str:
     return "the difference leaves the range of float64"
 
 
-def _dequantised(formats: tuple[str, str]) -> str:
-    named = [
-        f"the {side} is dequantised from {name}" for side, name in zip(("base", "tuned matrix"), formats, strict=True)
-        if not isinstance(getattr(torch, name, None), torch.dtype) or name.startswith(("int", "uint", "float8"))
-    ]  # fmt: skip
-    return f"{' and '.join(named)}: ΔW contains the quantisation error" if named else ""
+def _quantisation(W: Tensor, V: Tensor) -> tuple[float, float]:
+    """About the largest singular value of the quantisation errors of two matrices, and their Frobenius norm; 0 for none."""
+    found = [levels for levels in (quantization.find_levels(W), quantization.find_levels(V)) if levels]
+    entries = float(W.numel()) ** 0.5
+    return float(np.linalg.norm([x.floor for x in found])), float(np.linalg.norm([x.error * entries for x in found]))
