@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from eigenscope.tasks.adapter import Adapter
     from eigenscope.tasks.adapter_apply import apply_adapter
     from eigenscope.tasks.adapter_extract import extract_adapter
+    from eigenscope.tasks.adapter_init import init_adapter
+    from eigenscope.tasks.adapter_merge import merge_adapters
+    from eigenscope.tasks.adapter_show import show_adapter
     from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.diff import Diff, diff
     from eigenscope.tasks.scan import Scan, scan
@@ -57,11 +60,14 @@ __all__ = [
     "fisher",
     "gauss_newton",
     "hessian",
+    "init_adapter",
     "jacobian",
+    "merge_adapters",
     "open_checkpoint",
     "preconditioned",
     "scan",
     "scan_series",
+    "show_adapter",
     "spectrum",
     "svd",
     "tangent_kernel",
@@ -95,11 +101,14 @@ _HOMES = {
     "fisher": "operators.gauss_newton",
     "gauss_newton": "operators.gauss_newton",
     "hessian": "operators.curvature",
+    "init_adapter": "tasks.adapter_init",
     "jacobian": "operators.jacobian",
+    "merge_adapters": "tasks.adapter_merge",
     "open_checkpoint": "models.sources",
     "preconditioned": "operators.preconditioned",
     "scan": "tasks.scan",
     "scan_series": "tasks.series",
+    "show_adapter": "tasks.adapter_show",
     "spectrum": "methods.choose",
     "svd": "methods.choose",
     "tangent_kernel": "operators.jacobian",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eigenscope.cli import adapter_algebra
 from eigenscope.cli import options as shared
 
 if TYPE_CHECKING:
@@ -15,31 +16,20 @@ if TYPE_CHECKING:
     from eigenscope.results import Run
     from eigenscope.tasks.adapter import Adapter
 
-app = typer.Typer(
-    help="Low-rank adapters in PEFT's format: extract, apply.", rich_markup_mode=None, no_args_is_help=True
-)
+app = typer.Typer(help="Low-rank adapters in PEFT's format.", rich_markup_mode=None, no_args_is_help=True)
 
-Folder = Annotated[
-    Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it appears when it is whole.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Write into a folder that exists and is not empty.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Alpha = Annotated[
-    float | None, typer.Option(metavar="α", help="Scale numerator of an adapter that has no configuration.")
-]
 
 
 @app.command()
 def extract(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model before: a folder, a file, a hub id, or demo.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The model after training.")],
-    output: Folder,
-    rank: Annotated[int | None, typer.Option(metavar="R", help="Rank of every layer.")] = None,
-    energy: Annotated[float | None, typer.Option(metavar="SHARE", help="Keep this share of every ‖ΔW‖F².")] = None,
-    error: Annotated[float | None, typer.Option(metavar="E", help="Largest ‖ΔW − BA‖F/‖ΔW‖F of a layer.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Of the whole adapter: 20MB, or parameters such as 1.5M.")
-    ] = None,
+    output: shared.Folder,
+    rank: shared.Rank = None,
+    energy: shared.Energy = None,
+    error: shared.ErrorLimit = None,
+    budget: shared.Budget = None,
     dora: Annotated[bool, typer.Option("--dora", help="PEFT's DoRA: magnitudes, directions fitted with them.")] = False,
     text: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Weigh ΔW by the inputs that the base has on this text.")
@@ -51,7 +41,7 @@ def extract(
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="Of the factors; default: as the tuned model's.")] = "",
     include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only modules of these names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No modules of these names.")] = None,
-    force: Force = False,
+    force: shared.Force = False,
     json: AsJson = False,
     plan: shared.Plan = False,
     workers: shared.Workers = None,
@@ -82,9 +72,9 @@ def extract(
 def apply(
     base: Annotated[str, typer.Argument(metavar="BASE", help="The model: a folder, a file, a hub id, or demo.")],
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder in PEFT's format.")],
-    output: Folder,
-    alpha: Alpha = None,
-    force: Force = False,
+    output: shared.Folder,
+    alpha: shared.Alpha = None,
+    force: shared.Force = False,
     json: AsJson = False,
     plan: shared.Plan = False,
     quiet: shared.Quiet = False,
@@ -101,6 +91,10 @@ def apply(
     with printed.ProgressBar(quiet=quiet) as bar:
         run_plan(made, output, force=force, progress=lambda event: bar.update(event.done, event.total, event.label))
     print_lines({**made.lines(), "folder": str(output)} if json else {"folder": str(output)}, as_json=json)
+
+
+for _command in (adapter_algebra.resize, adapter_algebra.merge, adapter_algebra.init, adapter_algebra.show):
+    app.command()(_command)
 
 
 def print_lines(lines: dict[str, str], *, as_json: bool) -> None:
@@ -126,7 +120,7 @@ def print_adapter(adapter: Adapter, folder: Path | None, *, as_json: bool) -> No
         typer.echo(to_json(run))
         return
     filled = [
-        column for column in columns_of("adapter")
+        column for column in columns_of(run.verb)
         if column.name not in ("status", "role", "layer", "kind") and any(r.readings.get(column.name) is not None for r in run.records)
     ]  # fmt: skip
     text.print_rows(

@@ -24,3 +24,16 @@ Include = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Only
 Exclude = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="No matrices of these names.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random; the run records it.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Folder = Annotated[
+    Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it appears when it is whole.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Write into a folder that exists and is not empty.")]
+Alpha = Annotated[
+    float | None, typer.Option(metavar="α", help="Scale numerator of an adapter that has no configuration.")
+]
+Rank = Annotated[int | None, typer.Option(metavar="R", help="Rank of every layer.")]
+Energy = Annotated[float | None, typer.Option(metavar="SHARE", help="Keep this share of every ‖ΔW‖F².")]
+ErrorLimit = Annotated[float | None, typer.Option("--error", metavar="E", help="Largest ‖ΔW − BA‖F/‖ΔW‖F of a layer.")]
+Budget = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Of the whole adapter: 20MB, or parameters such as 1.5M.")
+]

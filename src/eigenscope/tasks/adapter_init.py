@@ -155,21 +155,24 @@ def init_adapter(
         )  # fmt: skip
     if workers is not None and workers < 1:
         raise InputError(f"{workers} workers", expected="at least 1")
-    begun, cpu = time.perf_counter(), time.process_time()
     checkpoint = open_checkpoint(base)
     found = _targets(checkpoint, base, options)
-    metrics: Mapping[str, Metric] = {}
-    if text is not None:
-        metrics = input_metrics(base, tokenizer, text, found.targets, tokens, seed)
-    work = _Work(checkpoint, options, metrics)
-    done: dict[str, tuple[AdapterLayer | None, Record]] = {}
-    workers = workers or available_cpus()
-    with threads(workers) as pool:
-        progress(Progress(0, len(found.targets), ""))
-        for name, made in stream(pool, work, found.targets, 2 * workers):
-            done[name] = made
-            progress(Progress(len(done), len(found.targets), name))
+    begun, cpu = time.perf_counter(), time.process_time()
+    metrics = {} if text is None else input_metrics(base, tokenizer, text, found.targets, tokens, seed)
+    done = _each(_Work(checkpoint, options, metrics), found.targets, workers or available_cpus(), progress)
     return _assembled(checkpoint, options, found, done, (time.perf_counter() - begun, time.process_time() - cpu))
+
+
+def _each(
+    work: _Work, targets: Sequence[Target], workers: int, progress: Listener
+) -> dict[str, tuple[AdapterLayer | None, Record]]:
+    done: dict[str, tuple[AdapterLayer | None, Record]] = {}
+    progress(Progress(0, len(targets), ""))
+    with threads(workers) as pool:
+        for name, made in stream(pool, work, targets, 2 * workers):
+            done[name] = made
+            progress(Progress(len(done), len(targets), name))
+    return done
 
 
 def _targets(checkpoint: Checkpoint, base: Any, options: InitOptions) -> Targets:
