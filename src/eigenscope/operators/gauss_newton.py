@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
 from eigenscope.errors import InputError
+from eigenscope.operators.graphs import explained
 from eigenscope.operators.likelihood import row_factor, rows
 from eigenscope.operators.losses import Count, Loss
 from eigenscope.operators.objective import Objective
@@ -42,7 +43,8 @@ class Fisher(OutputOperator):
 
     "empirical": at the labels of the data, aₙ = √N ∂ℓ/∂zₙ, so that it is the mean of gₙgₙᵀ. "sampled": at labels drawn
     from the model, whose expectation is the Gauss-Newton matrix of a likelihood (Kunstner, Balles & Hennig, NeurIPS 2019,
-    eqs. (2), (3), (11); Martens, JMLR 21(146), 2020, §9.2).
+    eqs. (2), (3), (11); Martens, JMLR 21(146), 2020, §9.2). Where the model holds an operation whose backward has no
+    derivative, J v cannot be had from products: the gradients of all rows are then computed one by one, and kept.
 
     Args:
         kind: "sampled" or "empirical".
@@ -57,6 +59,8 @@ class Fisher(OutputOperator):
         super().__init__(objective, memory, outputs)
         self.kind, self.seed, self.samples = kind, seed, samples
         self.bends = kind == "sampled"
+        self.by_rows: bool | None = None
+        """Whether the gradients of the rows are kept; None before the first graph."""
         self.note(
             f"Fisher matrix of labels drawn from the model, {samples} a row."
             if kind == "sampled"
@@ -81,6 +85,65 @@ class Fisher(OutputOperator):
         if not slope[0].requires_grad:
             raise InputError("it is linear in the outputs", where=f"loss of batch {index}", expected="a log-likelihood")
         return row_factor(z, bend, self.samples, self.seed + index)
+
+    def _build(self, index: int) -> OutputGraph:
+        graph = super()._build(index)
+        if self.by_rows is None:
+            try:
+                self._push(graph, torch.zeros(self.layout.size, dtype=self.dtype, device=self.device))
+                self.by_rows = False
+            except RuntimeError as error:
+                reason = explained(error, "model")
+                if reason is None:
+                    raise
+                self.by_rows = True
+                self.note(f"{reason.what}: the gradient of each row was computed on its own and kept.")
+        if not self.by_rows:
+            return graph
+        gradients = self._row_gradients(graph, index)
+        return OutputGraph([], [s.detach() for s in graph.slope], [], [], (graph.data, gradients))
+
+    def _row_gradients(self, graph: OutputGraph, index: int) -> Tensor:
+        """(s·N, p): Jᵀaₙ of every row, over all parameters of the objective."""
+        layout, factor, z = self.objective.layout, graph.data.flatten(0, 1), graph.outputs[0]
+        needed = len(factor) * layout.size * factor.element_size()
+        if needed > self.graphs.budget:
+            raise InputError(
+                f"the gradients of its {len(factor)} rows need {needed / 2**30:.1f} GiB", where=f"batch {index}",
+                expected=f"at most {self.graphs.budget / 2**30:.1f} GiB", remedy="use fewer rows, or fewer parameters",
+            )  # fmt: skip
+        found = torch.empty(len(factor), layout.size, dtype=self.dtype, device=self.device)
+        count = rows(z).shape[0]
+        for place, a in enumerate(factor):
+            x = torch.zeros_like(rows(z))
+            x[place % count] = a
+            parts = torch.autograd.grad(z, layout.tensors, x.reshape(z.shape), retain_graph=True, allow_unused=True)
+            found[place] = layout.flat(parts)
+        return found
+
+    def _product(self, graph: OutputGraph, column: Tensor) -> Sequence[Tensor | None]:
+        if not self.by_rows:
+            return super()._product(graph, column)
+        own = torch.cat([graph.data[1][:, place] for place in self._places()], dim=1)
+        return self.layout.split((own @ column) @ own)
+
+    def _places(self) -> list[slice]:
+        whole = [place for _, place in self.objective.layout.places()]
+        return [whole[place] for place in self._chosen]
+
+    def outputs_now(self) -> Tensor:
+        """As in the base; aₙᵀzₙ of each row, with the aₙ that are kept, where the gradients of the rows are."""
+        if not self.by_rows:
+            return super().outputs_now()
+        inner: Tensor = self.graphs.get(0).data[0] * rows(self._evaluated(0)[0][0].detach())
+        return inner.sum(dim=2).reshape(-1)
+
+    def pushed(self, v: Tensor) -> Tensor:
+        """The derivative of :meth:`outputs_now` along v."""
+        if not self.by_rows:
+            return super().pushed(v)
+        image: Tensor = self.graphs.get(0).data[1] @ v
+        return image
 
     def _middle(self, graph: OutputGraph, images: Parts) -> Parts:
         factor, x = graph.data, rows(images[0])

@@ -136,7 +136,7 @@ def explained(error: RuntimeError, where: str) -> InputError | None:
         name = missing[1].removesuffix("_backward")
         return InputError(
             f"{name} has no second derivative", where=where, expected="operations that can be differentiated twice",
-            remedy="replace it (attention: attn_implementation='eager'), or use es.fisher, which needs first derivatives only",
+            remedy="replace it (attention: attn_implementation='eager'), or use es.fisher, which does with first derivatives",
         )  # fmt: skip
     if "once_differentiable" in text:
         return InputError(

@@ -99,7 +99,17 @@ class LossOperator(LinearOperator):
         """Aᵢ v, a tensor for each parameter of the layout; None for zeros."""
 
     def remember_unused(self, parts: Parts) -> None:
-        """Keep the names of the parameters that no batch so far depends on; ``parts`` has None for those."""
+        """Keep the names of the parameters that no batch so far depends on; ``parts`` has None for those.
+
+        Raises:
+            InputError: it depends on none of them.
+        """
+        if all(part is None for part in parts):
+            raise InputError(
+                f"it does not depend on any of the {len(parts)} parameters chosen", where="loss",
+                expected="a function of the parameters of the model that it is given",
+                remedy="compute it from its argument, which in another precision is a copy of the model",
+            )  # fmt: skip
         names = {name for name, part in zip(self.objective.layout.names, parts) if part is None}
         self._unused = names if self._unused is None else self._unused & names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -172,12 +172,12 @@ class Objective:
 
 
 def _own_loss(model: Callable[..., Any], batch: Any) -> Tensor:
-    try:
-        output = model(**batch)
-    except TypeError as error:
+    if not isinstance(batch, Mapping):
         raise InputError(
-            f"model(**batch) failed: {error}", where="loss=None", remedy="pass loss(model, batch)"
-        ) from error
+            f"a batch is a {type(batch).__name__}", where="loss=None", expected="a mapping of the model's arguments",
+            remedy="pass loss(model, batch)",
+        )  # fmt: skip
+    output = model(**batch)
     found = getattr(output, "loss", None)
     if not isinstance(found, Tensor):
         raise InputError(
