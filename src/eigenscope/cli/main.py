@@ -12,6 +12,7 @@ import typer
 
 import eigenscope
 from eigenscope.cli import adapter
+from eigenscope.cli import curvature as curvature_verb
 from eigenscope.cli import options as shared
 from eigenscope.errors import EigenscopeError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(adapter.app, name="adapter")
+app.command()(curvature_verb.curvature)
 
 # Typer re-exports only this error of those it raises for a bad command line.
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])

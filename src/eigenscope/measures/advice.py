@@ -46,7 +46,7 @@ def on_steps(largest: float, bound: float, learning_rate: float | None) -> list[
         return [text + "."]
     ratio = learning_rate * largest / 2.0
     side = "at the edge of stability" if 0.9 <= ratio <= 1.1 else "above it" if ratio > 1.0 else "below it"
-    return [f"{text}; yours, {learning_rate:.3g}, is {ratio:.2f} of that: {side}."]
+    return [f"{text}; yours, {learning_rate:.3g}, is {ratio:.2g} of that: {side}."]
 
 
 def on_momentum(found: Valley | None, seen: int) -> list[str]:
@@ -100,7 +100,7 @@ def on_metric(metric: Metric | None, before: Valley | None, learning_rate: float
     text = f"Full-batch Adam (β₁ = {metric.beta1:g}) is stable below a learning rate of {metric.learning_rate:.3g}"
     text += f", where λ max = {metric.largest:.4g} of the preconditioned Hessian meets (2 + 2β₁)/((1 − β₁)η)"
     if learning_rate is not None and metric.edge is not None:
-        text += f"; at yours, {learning_rate:.3g}, that is {metric.largest / metric.edge:.2f} of the bound"
+        text += f"; at yours, {learning_rate:.3g}, that is {metric.largest / metric.edge:.2g} of the bound"
     if metric.largest > 0.0:
         lines.append(text + ".")
     return lines
@@ -112,13 +112,13 @@ def on_escape(way: Escape | None, loss: float) -> list[str]:
         return []
     if way.reach == 0.0:
         return [
-            f"Along the most negative curvature ({way.eigenvalue:.3g}) the loss did not fall as its second derivative"
+            f"Along the most negative curvature (λ = {_signed(way.eigenvalue)}) the loss did not fall as its second derivative"
             " promises: it is of the size of rounding, or changes within a thousandth of ‖θ‖."
         ]
-    share = f", {abs(way.decrease / loss):.2g} of it" if loss else ""
+    share = f", {100.0 * abs(way.decrease / loss):.2g} % of it" if loss else ""
     best = f" The lowest point on that line is {way.best:.3g} down." if way.best > way.decrease else ""
     return [
-        f"Down along the most negative curvature ({way.eigenvalue:.3g}): a step of {way.reach:.3g} promises"
+        f"Down along the most negative curvature (λ = {_signed(way.eigenvalue)}): a step of {way.reach:.3g} promises"
         f" {way.promised_at_reach:.3g} and takes {way.decrease:.3g} off the loss{share}.{best}"
     ]
 
@@ -155,6 +155,10 @@ def adam_metric(
 
 def _with(value: float, bound: float) -> str:
     return f"{value:.6g} ± {bound:.1g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−", 1)
 
 
 def _steps(number: float) -> str:

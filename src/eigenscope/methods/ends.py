@@ -22,6 +22,10 @@ from eigenscope.results import Spectrum
 LARGEST = 200
 """Columns of a basis at most: beyond, its reorthogonalisation costs more than a restart."""
 
+RELATIVE, NEGLIGIBLE = 0.1, 0.01
+"""A residual is at most a tenth of its value, too, or a hundredth of the tolerance: a Ritz value in the middle of a bulk
+lies near some eigenvalue long before it is the one that its place says."""
+
 Watcher = Callable[[int, int], None]
 """Told the products so far, and how many of the wanted pairs have converged."""
 
@@ -56,7 +60,7 @@ def ends(
     Args:
         A: (n, n) symmetric.
         top, bottom: how many; both at least 0, together 1 to n.
-        tol: residual accepted as converged, relative to max |λ|.
+        tol: residual accepted as converged, relative to max |λ|; see also :data:`RELATIVE`.
         basis: columns kept before a restart, at least top + bottom + 3; None for 200, n at most.
         max_products: where the search ends at the latest; None for 500.
         generator: of the random start; None for a fresh seed.
@@ -135,7 +139,14 @@ class _Search:
         # A basis of as many columns as pairs has seen nothing beside them.
         if count < min(self.top + self.bottom + 2, self.A.shape[0]):
             return 0
-        return int((ritz.residuals[self._wanted(count)] <= self.tol * self.norm).sum())
+        places = self._wanted(count)
+        return int(self._accepted(ritz.values[places], ritz.residuals[places]).sum())
+
+    def _accepted(self, values: Tensor, residuals: Tensor) -> Tensor:
+        rounding = self.A.shape[0] ** 0.5 * torch.finfo(self.A.dtype).eps * self.norm
+        limit = self.tol * self.norm
+        own = (RELATIVE * values.abs()).clamp(min=max(NEGLIGIBLE * limit, rounding), max=max(limit, rounding))
+        return residuals <= own
 
     def found(self, seed: int) -> Ends:
         ritz = self.state.ritz()
@@ -151,7 +162,7 @@ class _Search:
             return Spectrum(
                 values=ritz.values[places[chosen]] * scale, left=None, right=vectors[:, chosen],
                 residuals=residuals * scale, bounds=(residuals + rounding) * scale,
-                converged=residuals <= max(self.tol * self.norm, rounding), kind="eigen", shape=self.A.shape,
+                converged=self._accepted(ritz.values[places[chosen]], residuals), kind="eigen", shape=self.A.shape,
                 complete=complete and len(residuals) == len(ritz.values), frobenius=None, method="Lanczos",
                 reason="few pairs of an operator with dear products", products=self.products.count, seed=seed,
             )  # fmt: skip

@@ -95,7 +95,8 @@ def _density(found: Curvature) -> dict[str, Any] | None:
     mean = counts.mean(axis=0)
     error = counts.std(axis=0, ddof=1) / math.sqrt(len(counts)) if len(counts) > 1 else np.zeros_like(mean)
     own = (density.weights - 1.0 / density.size).abs().max(dim=0).values <= 1e-12
-    alone = density.nodes[own] if density.deflated < density.size else density.nodes[:0]
+    pairs = torch.cat([density.nodes[own], found.top.values, found.bottom.values]).unique()
+    alone = pairs if density.deflated < density.size else density.nodes[:0]
     return {
         "linear": linear, "edges": edges.tolist(), "count": mean.tolist(),
         "low": np.maximum(mean - density.level * error, 0.0).tolist(), "high": (mean + density.level * error).tolist(),

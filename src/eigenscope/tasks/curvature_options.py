@@ -163,7 +163,7 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
     graphs = min(cost.graph_bytes, cost.budget) if cost.budget else cost.graph_bytes // max(cost.batches, 1)
     room = options.memory - graphs if options.memory is not None else free_bytes(H.device)
     wanted = min(size, options.top + options.bottom)
-    complete = size <= max(SMALL, options.budget // 2)
+    complete = size <= max(SMALL, options.budget)
     basis = min(size, 200, max(0, room // max(each, 1) - VECTORS - wanted))
     if not complete and basis < min(size, wanted + 3):
         raise InputError(
