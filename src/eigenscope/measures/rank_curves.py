@@ -40,36 +40,46 @@ def factored_cost(rank: int, rows: int, cols: int) -> int:
     return rank * (rows + cols)
 
 
-def rank_curve(
-    values: NDArray[np.float64], rows: int, cols: int, *, multiple: int = 1, plain: bool = False, unit: float = 0.5
-) -> RankCurve:
-    """The curve of a layer whose best rank-r approximation loses ``unit`` · Σ_{i>r} σᵢ² (Eckart & Young, 1936).
+def cut_losses(values: NDArray[np.float64], unit: float = 0.5) -> NDArray[np.float64]:
+    """(s + 1,): ``unit`` · Σ_{i>r} σᵢ² for r = 0 … s, what the best rank-r approximation loses (Eckart & Young, 1936).
 
     Args:
-        values: (min(m, n),) singular values of the weighted matrix, descending.
+        values: (s,) singular values of the weighted matrix, descending.
+        unit: ½ where they are those of a second-order expansion of the loss.
+    """
+    energy: NDArray[np.float64] = unit * np.append(np.cumsum((values**2)[::-1])[::-1], 0.0)
+    return energy
+
+
+def rank_curve(
+    losses: NDArray[np.float64], rows: int, cols: int, *, multiple: int = 1, plain: bool = False
+) -> RankCurve:
+    """The curve of a layer.
+
+    Args:
+        losses: (min(m, n) + 1,) what is lost at rank 0, 1, …; taken as non-increasing: a rank never loses more than a smaller one
+            did in an estimate with noise.
         rows, cols: m and n.
         multiple: only ranks that are multiples of it, and the dense layer.
         plain: two plain factors, instead of rows and combinations.
-        unit: ½ where the values are those of a second-order expansion of the loss.
 
     Raises:
-        InputError: a wrong number of values, values that are not finite, or ``multiple`` < 1.
+        InputError: a wrong number of losses, losses that are not finite, or ``multiple`` < 1.
     """
     size = min(rows, cols)
-    if len(values) != size or not bool(np.isfinite(values).all()) or multiple < 1:
+    if len(losses) != size + 1 or not bool(np.isfinite(losses).all()) or multiple < 1:
         raise InputError(
-            f"{len(values)} values, ranks in multiples of {multiple}", where=f"curve of a {rows}×{cols} layer",
-            expected=f"{size} finite values and a multiple of at least 1",
+            f"{len(losses)} losses, ranks in multiples of {multiple}", where=f"curve of a {rows}×{cols} layer",
+            expected=f"{size + 1} finite losses and a multiple of at least 1",
         )  # fmt: skip
     cost = factored_cost if plain else interpolative_cost
     ranks = np.arange(multiple, size + 1, multiple, dtype=np.int64)
     costs = np.array([cost(int(rank), rows, cols) for rank in ranks], np.float64)
     cheaper = costs < rows * cols
     ranks, costs = np.append(ranks[cheaper], size), np.append(costs[cheaper], float(rows * cols))
-    energy = np.append(np.cumsum((values**2)[::-1])[::-1], 0.0)
-    losses = unit * energy[ranks]
-    losses[-1] = 0.0
-    return RankCurve(ranks, costs, losses, _lower_hull(costs, losses), size)
+    kept = np.minimum.accumulate(np.maximum(losses, 0.0))[ranks]
+    kept[-1] = 0.0
+    return RankCurve(ranks, costs, kept, _lower_hull(costs, kept), size)
 
 
 def _lower_hull(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.int64]:

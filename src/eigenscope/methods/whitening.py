@@ -1,7 +1,7 @@
 """Low-rank approximation in the metric of a layer's inputs and of the loss at its outputs.
 
 ‖G^½ (W − Ŵ) X^½‖_F is least, over rank r, for Ŵ = G^−½ [G^½ W X^½]_r X^−½ (Eckart & Young, 1936, in the inner products of
-G and X). With X = E[x xᵀ] over a layer's inputs and G = E[g gᵀ] over the gradients of the loss at its outputs, labels drawn from
+G and X); any factors F Fᵀ = G, X do in place of the roots. With X = E[x xᵀ] over a layer's inputs and G = E[g gᵀ] over the gradients of the loss at its outputs, labels drawn from
 the model, half the squared norm is the second-order estimate of the loss added, the Fisher matrix of the layer
 taken as X ⊗ G (Martens & Grosse, K-FAC, ICML 2015, §3.1).
 """
@@ -21,19 +21,25 @@ from eigenscope.methods.choose import svd
 
 @dataclass(frozen=True)
 class Metric:
-    """A symmetric positive definite matrix by its square root and the inverse of that: (n, n), or (n,) if diagonal.
+    """A symmetric positive definite matrix C = V diag(λ) Vᵀ, used by its factor F = V diag(√λ): ‖Fᵀ A‖_F = ‖C^½ A‖_F.
 
     Attributes:
-        root, inverse: float64.
+        vectors: (n, n) V, float64; None for a diagonal matrix.
+        roots: (n,) √λ > 0, float64.
     """
 
-    root: Tensor
-    inverse: Tensor
+    vectors: Tensor | None
+    roots: Tensor
 
-    def times(self, A: Tensor, *, inverse: bool = False) -> Tensor:
-        """C^½ A or C^−½ A."""
-        factor = self.inverse if inverse else self.root
-        return factor.unsqueeze(1) * A if factor.dim() == 1 else factor @ A
+    def weigh(self, A: Tensor) -> Tensor:
+        """Fᵀ A."""
+        turned = A if self.vectors is None else self.vectors.T @ A
+        return self.roots.unsqueeze(1) * turned
+
+    def undo(self, A: Tensor) -> Tensor:
+        """F^−ᵀ A, so that undo(weigh(A)) = A."""
+        scaled = A / self.roots.unsqueeze(1)
+        return scaled if self.vectors is None else self.vectors @ scaled
 
 
 def metric(moment: Tensor, damping: float) -> Metric:
@@ -54,9 +60,7 @@ def metric(moment: Tensor, damping: float) -> Metric:
     mean = float(values.mean())
     if not mean > 0.0:
         raise InputError("a second moment that is zero", expected="activations that reach the layer")
-    values = values + damping * mean
-    root, inverse = values.sqrt(), values.rsqrt()
-    return Metric((vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T)
+    return Metric(vectors, (values + damping * mean).sqrt())
 
 
 def scaling(moment: Tensor, power: float) -> Metric:
@@ -67,8 +71,7 @@ def scaling(moment: Tensor, power: float) -> Metric:
         power: α.
     """
     scale = moment.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-    scale = scale.clamp(min=1e-6 * float(scale.max()) or 1.0) ** power
-    return Metric(scale, 1.0 / scale)
+    return Metric(None, scale.clamp(min=1e-6 * float(scale.max()) or 1.0) ** power)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class WeightedSVD:
 
     Attributes:
         values: (s,) singular values of G^½ W X^½, float64, descending.
-        left: (m, s), G^−½ U.
-        right: (s, n), Vᵀ X^−½.
+        left: (m, s), orthonormal in G.
+        right: (s, n), rows orthonormal in X.
     """
 
     values: Tensor
@@ -94,14 +97,14 @@ def weighted_svd(W: Tensor, outputs: Metric | None, inputs: Metric | None) -> We
         outputs, inputs: metrics of sizes m and n.
     """
     M = W.to(torch.float64)
-    M = M if inputs is None else inputs.times(M.T).T
-    M = M if outputs is None else outputs.times(M)
+    M = M if inputs is None else inputs.weigh(M.T).T
+    M = M if outputs is None else outputs.weigh(M)
     found = svd(M)
     if found.left is None or found.right is None:
         raise InputError("the decomposition gave no vectors", where=f"a {W.shape[0]}×{W.shape[1]} layer")
     left, right = found.left, found.right
-    left = left if outputs is None else outputs.times(left, inverse=True)
-    right = right if inputs is None else inputs.times(right, inverse=True)
+    left = left if outputs is None else outputs.undo(left)
+    right = right if inputs is None else inputs.undo(right)
     return WeightedSVD(found.values, left, right.T.contiguous())
 
 
@@ -125,3 +128,23 @@ def interpolate(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, fl
     chosen = left[torch.from_numpy(pivots[:rank].astype(np.int64))]
     growth = float(np.abs(up).max()) if up.size else 0.0
     return chosen @ right, torch.from_numpy(np.ascontiguousarray(up)), places, growth
+
+
+def held_out_losses(found: WeightedSVD, outputs: Tensor | None, inputs: Tensor | None) -> Tensor:
+    """(s + 1,) float64: ½‖G^½ (W − Ŵ_r) X^½‖_F² for r = 0 … s in moments that the terms were not fitted to.
+
+    With L and R the terms cut, it is half the sum of the entries of (Lᵀ G L) ∘ (R X Rᵀ): trailing blocks of one matrix for
+    all r at once.
+
+    Args:
+        found: the terms.
+        outputs, inputs: second moments G (m, m) and X (n, n); None is the identity.
+    """
+    left, right = found.left * found.values, found.right
+    P = left.T @ (left if outputs is None else outputs.to(torch.float64) @ left)
+    Q = (right if inputs is None else right @ inputs.to(torch.float64)) @ right.T
+    product = P * Q
+    # Sum over i, j ≥ r: the row r and the column r, on top of what is beyond r.
+    upper = torch.triu(product, 1).sum(dim=1) + torch.tril(product, -1).sum(dim=0) + product.diagonal()
+    losses = 0.5 * upper.flip(0).cumsum(0).flip(0)
+    return torch.cat([losses, losses.new_zeros(1)]).clamp(min=0.0)

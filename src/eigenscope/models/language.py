@@ -76,7 +76,7 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
     return LanguageModel(model, tokenizer, kind, str(source))
 
 
-def check_tokenizer(model: nn.Module, tokenizer: Any, source: str) -> None:
+def check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:
     """A tokenizer with more tokens than the model has embeddings is not the model's.
 
     Raises:

@@ -8,6 +8,7 @@ Martinsson & Rokhlin, SIAM J. Sci. Comput. 26(4), 2005). It never takes more tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -175,9 +176,10 @@ def _check_rank(rank: int, rows: int, cols: int) -> None:
 
 
 def _unset(kind: Any, *args: int, **options: Any) -> Any:
-    """Without the initial random numbers, of which torch complains where there are no outputs left to combine."""
-    skip_init: Any = nn.utils.skip_init
-    return skip_init(kind, *args, **options)
+    """A layer that may have no outputs, of which torch complains when it sets the weights at random."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors", UserWarning)
+        return kind(*args, **options)
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -218,7 +220,8 @@ def replace(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
     for name, layer in layers.items():
         old = model.get_submodule(name)
         for parent in list(model.modules()):
-            for child_name, child in list(parent.named_children()):
+            # Not named_children(), which gives a module that is held twice only once.
+            for child_name, child in list(parent._modules.items()):
                 if child is old:
                     setattr(parent, child_name, layer)
 

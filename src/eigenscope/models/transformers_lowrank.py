@@ -105,6 +105,14 @@ def attach(model: Any, config: LowRankConfig) -> None:
     model.quantization_method = METHOD
 
 
+def detach(model: Any) -> None:
+    """Make a model whose layers are dense again known as an ordinary one."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "quantization_method")):
+        if name in vars(owner):
+            delattr(owner, name)
+    model.is_quantized = False
+
+
 if METHOD not in AUTO_QUANTIZER_MAPPING:
     register_quantization_config(METHOD)(LowRankConfig)
     register_quantizer(METHOD)(LowRankQuantizer)

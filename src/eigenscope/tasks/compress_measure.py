@@ -1,0 +1,131 @@
+"""What a model loses on text, measured; and how fast it is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eigenscope.models.statistics import call
+from eigenscope.results import Estimate
+from eigenscope.tasks.calibration import Likelihood, embed
+
+MASKED_SHARE = 0.15
+"""Share of tokens hidden from a masked language model (Devlin et al., BERT, 2019, §3.1)."""
+
+
+@dataclass(frozen=True)
+class LossProbe:
+    """A text, or batches, on which the dense and the compressed model are compared.
+
+    Attributes:
+        name: of the text.
+        likelihood: what the outputs are.
+        batches: in memory.
+        mask_token: of a masked model.
+        seed: of what is masked.
+    """
+
+    name: str
+    likelihood: Likelihood
+    batches: tuple[Any, ...]
+    mask_token: int = 0
+    seed: int = 0
+
+    @torch.no_grad()
+    def reference(self, model: nn.Module) -> tuple[Tensor, ...]:
+        """What the dense model says, where the loss is a distance from it: its embeddings."""
+        if self.likelihood != "embedding":
+            return ()
+        model.eval()
+        return tuple(embed(model, batch) for batch in self.batches)
+
+    @torch.no_grad()
+    def losses(self, model: nn.Module, reference: Sequence[Tensor] = ()) -> Tensor:
+        """(b,) mean loss of every batch, float64: nats per token, nats per sample, or ½‖Δz‖² per embedding.
+
+        Args:
+            model: put into evaluation mode.
+            reference: of the dense model.
+        """
+        model.eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        found = []
+        for place, batch in enumerate(self.batches):
+            if self.likelihood == "embedding":
+                distance = embed(model, batch) - reference[place]
+                found.append(0.5 * float(distance.square().sum(dim=-1).mean()))
+            else:
+                found.append(float(self._cross_entropy(model, batch, generator)))
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _cross_entropy(self, model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
+        if self.likelihood == "classes":
+            return nn.functional.cross_entropy(call(model, batch), batch[1])
+        ids: Tensor = batch["input_ids"]
+        mask = batch["attention_mask"].bool()
+        if self.likelihood == "causal":
+            logits = call(model, batch).logits[:, :-1]
+            return nn.functional.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
+        hidden = mask & (torch.rand(ids.shape, generator=generator).to(ids.device) < MASKED_SHARE)
+        logits = call(model, {**batch, "input_ids": ids.masked_fill(hidden, self.mask_token)}).logits
+        return nn.functional.cross_entropy(logits[hidden], ids[hidden])
+
+
+def loss_added(before: Tensor, after: Tensor) -> Estimate:
+    """Mean of the batches' differences, and its standard error over them."""
+    added = after - before
+    stderr = float(added.std()) / math.sqrt(len(added)) if len(added) > 1 else math.inf
+    return Estimate(float(added.mean()), stderr, len(added))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of one request at a time, medians.
+
+    Attributes:
+        prompt: while reading a prompt.
+        generation: while writing.
+    """
+
+    prompt: float
+    generation: float
+
+
+@torch.no_grad()
+def speeds(models: Sequence[nn.Module], ids: Tensor, *, new_tokens: int = 24, rounds: int = 3) -> list[Speed]:
+    """Speed of causal models on the same prompt, measured in turns.
+
+    Args:
+        models: transformers models with a cache of keys and values.
+        ids: (1, l) prompt.
+        new_tokens: written after it.
+        rounds: of which the median is taken.
+    """
+    prompts: list[list[float]] = [[] for _ in models]
+    writings: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for place, model in enumerate(models):
+            model.eval()
+            begun = time.perf_counter()
+            output: Any = model(input_ids=ids, use_cache=True)
+            prompts[place].append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            for _ in range(new_tokens):
+                token = output.logits[:, -1:].argmax(dim=-1)
+                output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+            writings[place].append(time.perf_counter() - begun)
+    return [
+        Speed(ids.shape[1] / _median(reading), new_tokens / _median(writing))
+        for reading, writing in zip(prompts, writings, strict=True)
+    ]  # fmt: skip
+
+
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]
