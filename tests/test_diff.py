@@ -183,6 +183,11 @@ def test_a_change_beyond_rounding_is_one_also_in_bf16():
     assert row["verdict"] == "low-rank"
     assert row["numerical_rank"] == 2  # what lies below is the rounding of the sum
     assert row["noise_verdict"] == "no noise bulk: half of the values or more are 0 or rounding"
+    tuned[Q0] = (base[Q0].double() + with_spectrum(64, 64, torch.linspace(0.24, 0.16, 12), 9)).bfloat16()
+    row = rows_of(es.diff(base, tuned)).loc[Q0]
+    assert row["rank_99"] > 16  # the rounding of the sum blurs the end of the spectrum
+    assert (row["verdict"], row["numerical_rank"]) == ("low-rank", 12)
+    assert "beyond 12 are not distinguishable from rounding" in row["evidence"]
     flipped = {name: tensor.clone() for name, tensor in base.items()}
     flipped[Q0].view(torch.int16)[0, 0] ^= 1  # one unit in the last place of one entry
     assert rows_of(es.diff(base, flipped)).loc[Q0]["verdict"] == "within rounding"

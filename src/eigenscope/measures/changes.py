@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eigenscope.measures.outliers import Deviation, deviations, in_words, title
+from eigenscope.measures.rounding import Rounding
 from eigenscope.results import Compared, Finding, Record, Value
 
 UNCHANGED, ROUNDING, LOW, FULL, RETRAINED, SMALL = (
@@ -94,50 +95,55 @@ def is_rounded(formats: tuple[str, str], units: float) -> bool:
 
 
 def judge(
-    readings: dict[str, Value], formats: tuple[str, str], units: float, floor: float, error: float = 0.0
+    readings: Mapping[str, Value], formats: tuple[str, str], rounding: Rounding, rest: float, error: float = 0.0
 ) -> tuple[str, str]:
     """The verdict on one matrix, and what it rests on.
 
     *unchanged*: every entry is the same. *within rounding*: what the storage formats or the quantisation alone may
     leave. *retrained*: ‖ΔW‖_F > ‖W‖_F (of two independent matrices of one norm it is √2). *changed*: fewer than 16
     singular values, of which no rank is told. *low-rank*: 90 % of ‖ΔW‖_F² within min(m, n)/16 directions, so that a LoRA
-    of that rank has at most an eighth of a matrix's numbers; or 99 % within min(m, n)/4, as a merged LoRA of any usual
-    rank has: a LoRA of rank r leaves nothing beyond r. *full-rank*: the rest. (Biderman et al., LoRA Learns Less and
-    Forgets Less, TMLR 2024, found full fine-tuning to need 10 to 100 times the usual ranks; noise needs half of all
-    directions for 90 % in a square matrix, three quarters in one of sides 1:4.)
+    of that rank has at most an eighth of a matrix's numbers; or all that is not rounding within min(m, n)/4, or 99 %: a
+    merged LoRA of rank r leaves nothing beyond r but rounding, and the usual ranks are less than that. *full-rank*: the rest.
+    (Biderman et al., LoRA Learns Less and Forgets Less, TMLR 2024, found full fine-tuning to need 10 to 100 times the usual
+    ranks; noise needs half of all directions for 90 % in a square matrix, three quarters in one of sides 1:4.)
 
     Args:
         readings: of the change.
         formats: storage formats of the base and of the tuned matrix.
-        units: the largest entry of the change in units in the last place of the coarser format.
-        floor: about the largest singular value of rounding alone.
+        rounding: what rounding alone may have done.
+        rest: root of the sum of squares of the singular values beyond the numerical rank.
         error: ‖·‖_F of the quantisation error that the change contains; 0 for none.
     """
     size, change = _number(readings["sigma_max"]), _number(readings["relative_change"])
     short = min(int(readings["rows"] or 0), int(readings["cols"] or 0))
-    r90, r99 = int(readings["rank_90"] or 0), int(readings["rank_99"] or 0)
+    r90, r99, above = (int(readings[name] or 0) for name in ("rank_90", "rank_99", "numerical_rank"))
     if size == 0.0:
         return UNCHANGED, "every entry is the same"
-    name = " and ".join(dict.fromkeys(formats))
-    if is_rounded(formats, units):
-        return ROUNDING, f"not distinguishable from rounding ({name}): no entry is off by more than half a unit"
-    if units <= 1.0 and size <= floor:
-        return ROUNDING, (
-            f"not distinguishable from rounding ({name}): no entry is off by more than one unit in the last place, and "
-            "σ max is below what rounding leaves"
-        )  # fmt: skip
-    if (
-        error
-        and _number(readings["frobenius"]) <= AS_LARGE * error
-        and size <= AS_LARGE * _number(readings["quantization_floor"])
-    ):
+    explained = _explained(size, formats, rounding)
+    if explained:
+        return ROUNDING, f"not distinguishable from rounding ({' and '.join(dict.fromkeys(formats))}): {explained}"
+    norm, limit = _number(readings["frobenius"]), _number(readings.get("quantization_floor"))
+    if error and norm <= AS_LARGE * error and size <= AS_LARGE * limit:
         return ROUNDING, "not distinguishable from the quantisation error: as large, and σ max is not above its floor"
     if change > 1.0:
         return RETRAINED, f"‖ΔW‖ is {_percent(change)} of ‖W‖; 90 % in {r90} of {short} directions"
     if short < FEWEST:
         return SMALL, f"{short} singular values are too few to tell a rank"
     needs = f"90 % in {r90}, 99 % in {r99} of {short} directions"
-    return (LOW if FEW * r90 <= short or ENDS * r99 <= short else FULL), needs
+    if FEW * r90 <= short or ENDS * r99 <= short:
+        return LOW, needs
+    if ENDS * above <= short and rest <= AS_LARGE * rounding.norm:
+        return LOW, f"{needs}; the values beyond {above} are not distinguishable from rounding"
+    return FULL, needs
+
+
+def _explained(size: float, formats: tuple[str, str], rounding: Rounding) -> str:
+    """Why a change may be nothing but rounding; empty if it may not."""
+    if is_rounded(formats, rounding.units):
+        return "no entry is off by more than half a unit in the last place"
+    if rounding.units <= 1.0 and size <= rounding.floor:
+        return "no entry is off by more than one unit in the last place, and σ max is below what rounding leaves"
+    return ""
 
 
 def verdict(records: Sequence[Record], coverage: Iterable[Compared] = ()) -> str:

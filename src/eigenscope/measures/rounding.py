@@ -18,10 +18,12 @@ class Rounding:
 
     Attributes:
         floor: about the largest singular value of a difference of nothing but rounding; of a vector, its norm.
+        norm: root of the expected sum of squares of its entries.
         units: the largest entry of the difference, in units in the last place of the coarser format.
     """
 
     floor: float
+    norm: float
     units: float
 
 
@@ -40,7 +42,7 @@ def rounding_of_difference(D: Tensor, W: Tensor, V: Tensor, formats: tuple[str, 
         formats: storage formats of W and V; one that is no floating dtype counts as float32.
     """
     if not D.numel():
-        return Rounding(0.0, 0.0)
+        return Rounding(0.0, 0.0, 0.0)
     infos = [_format(name) for name in formats]
     coarse = max(infos, key=lambda info: info.eps)
     least = float(coarse.smallest_normal) * float(coarse.eps)
@@ -59,7 +61,12 @@ def rounding_of_difference(D: Tensor, W: Tensor, V: Tensor, formats: tuple[str, 
         across += square.sum(dim=0)
         widest = max(widest, float(square.sum(dim=1).max()))
     tallest = float(across.max()) if rows > 1 else 0.0
-    return Rounding(math.sqrt(variance) * (math.sqrt(widest) + math.sqrt(tallest)), units)
+    deviation = math.sqrt(variance)
+    return Rounding(
+        floor=deviation * (math.sqrt(widest) + math.sqrt(tallest)),
+        norm=deviation * math.sqrt(float(across.sum())),
+        units=units,
+    )
 
 
 def is_quantised(name: str) -> bool:

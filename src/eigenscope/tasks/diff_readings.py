@@ -71,10 +71,11 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
     readings["quantization_floor"] = floor if floor and not shared else None
     parts = changes.magnitude_and_direction(D, W)
     readings |= {"magnitude_change": parts.magnitude, "direction_change": parts.direction}
+    sides: dict[str, Value] = {"rows": pair.tuned.rows, "cols": pair.tuned.cols}
+    rest = float(np.linalg.norm(values[int(readings["numerical_rank"] or 0) :]))
     readings["verdict"], readings["evidence"] = changes.judge(
-        {**readings, "rows": pair.tuned.rows, "cols": pair.tuned.cols}, formats, rounding.units, rounding.floor,
-        0.0 if shared else error,
-    )  # fmt: skip
+        {**readings, **sides}, formats, rounding, rest, 0.0 if shared else error
+    )
     if values[0] > 0.0 and norm > 0.0:
         readings |= _subspaces(D, W, V, LEADING)
         readings["spectral_change"] = float(values[0]) / readings.pop("base_sigma_max")  # type: ignore[operator]
