@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from eigenscope.tasks.adapter_init import init_adapter
     from eigenscope.tasks.adapter_merge import merge_adapters
     from eigenscope.tasks.adapter_show import show_adapter
+    from eigenscope.tasks.curvature import curvature
+    from eigenscope.tasks.curvature_result import Curvature
     from eigenscope.tasks.decompose import Decomposition, decompose
     from eigenscope.tasks.diff import Diff, diff
     from eigenscope.tasks.scan import Scan, scan
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Curvature",
     "Decomposition",
     "Dense",
     "Density",
@@ -50,6 +53,7 @@ __all__ = [
     "Sparse",
     "Spectrum",
     "apply_adapter",
+    "curvature",
     "decompose",
     "density",
     "diagonal",
@@ -76,6 +80,7 @@ __all__ = [
 
 _HOMES = {
     "Adapter": "tasks.adapter",
+    "Curvature": "tasks.curvature_result",
     "Decomposition": "tasks.decompose",
     "Dense": "operators.arrays",
     "Density": "results",
@@ -91,6 +96,7 @@ _HOMES = {
     "Sparse": "operators.arrays",
     "Spectrum": "results",
     "apply_adapter": "tasks.adapter_apply",
+    "curvature": "tasks.curvature",
     "decompose": "tasks.decompose",
     "density": "methods.choose",
     "diagonal": "methods.choose",
