@@ -24,6 +24,8 @@ EXCESS = 1e-4
 """Largest share by which the error may exceed the bound on the least possible one before a finer route is taken."""
 EXACT = 1e-6
 """Error relative to ‖A‖_F below which nothing is left to decide: the rounding of float32."""
+MEASURED = 1e-7
+"""Rounding of an error measured in float32, relative to it."""
 FIRST_GAP, GAP = 0.75, 0.35
 """How far the (k + 8)-th singular value must fall below the k-th, after one pass and after the power step, for the sketch to
 be worth going on with. Pure noise shows 0.8 and more after one pass, because that blurs the gap."""
@@ -230,7 +232,8 @@ def _finish(
     roots = values.sqrt().float()
     left, right = left[:, order] * roots, right[:, order] / roots
     error = residual(A, left, right)
-    return Truncated(left, right, values, frobenius, error, math.sqrt(max(error**2 - excess, 0.0)), method, failure)
+    least = (1.0 - MEASURED) * math.sqrt(max(error**2 - excess, 0.0))
+    return Truncated(left, right, values, frobenius, error, least, method, failure)
 
 
 def residual(A: Tensor, left: Tensor, right: Tensor) -> float:

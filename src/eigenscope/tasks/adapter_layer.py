@@ -104,7 +104,7 @@ def _values(D: Tensor) -> NDArray[np.float64]:
 
 
 def _weighted(D: Tensor, metric: Metric | None) -> Tensor:
-    return D if metric is None else metric.times(D.T.double()).T.float()
+    return D if metric is None else metric.weigh(D.T.double()).T.float()
 
 
 def _extract(
@@ -162,7 +162,7 @@ def _written(
     rank = found.left.shape[1]
     left, right, magnitude = found.left, found.right, None
     if metric is not None:
-        right = metric.times(right.double(), inverse=True)
+        right = metric.undo(right.double())
     readings: dict[str, Value] = {"optimal_error": found.least / sizes[2]}
     if wish.dora:
         fitted = dora.fit_direction(W, W + D, found, rank, generator=torch.Generator().manual_seed(wish.seed))
@@ -177,7 +177,7 @@ def _written(
     else:
         error = residual(D, B, A.T) / sizes[1]
     if metric is not None:
-        readings["output_error"] = residual(M, B, metric.times(A.T.double())) / sizes[2]
+        readings["output_error"] = residual(M, B, metric.weigh(A.T.double())) / sizes[2]
     layer = AdapterLayer(target.module, target.kind, B.contiguous(), A, 1.0, magnitude, target.shape)
     return layer, readings | {
         "rank": rank, "error": error, "energy": max(0.0, 1.0 - error**2), "parameters": layer.parameters,
