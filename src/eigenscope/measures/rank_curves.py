@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,7 @@ def spend(curves: Sequence[RankCurve], budget: float) -> list[int]:
         InputError: the budget does not hold every layer's first point.
     """
     places = [0] * len(curves)
+    budget = math.floor(budget)
     spent = sum(float(curve.costs[0]) for curve in curves)
     if spent > budget:
         raise InputError(
@@ -153,12 +155,13 @@ def spend_for_loss(curves: Sequence[RankCurve], loss: float) -> list[int]:
 
 
 def _steps(curves: Sequence[RankCurve]) -> list[tuple[int, int, int]]:
-    """Layer, point, next point of every hull's every edge, steepest first; of one layer they come in their order."""
+    """Layer, point, next point of every hull's every edge that saves anything, steepest first, a layer's in their order."""
     steps = []
     for layer, curve in enumerate(curves):
         for start, end in zip(curve.corners[:-1], curve.corners[1:], strict=True):
             slope = (curve.losses[start] - curve.losses[end]) / (curve.costs[end] - curve.costs[start])
-            steps.append((-float(slope), layer, int(start), int(end)))
+            if slope > 0.0:
+                steps.append((-float(slope), layer, int(start), int(end)))
     return [step[1:] for step in sorted(steps)]
 
 

@@ -106,7 +106,7 @@ def recover(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate * schedule(step, steps)
             loss = divergence(student, teacher, batches[step % len(batches)], likelihood)
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise InputError(
                     f"loss {losses[-1]} at step {step}", where="recovery", expected="a finite loss",
