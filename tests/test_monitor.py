@@ -142,6 +142,30 @@ def test_later_measurements_start_where_the_last_one_ended_and_cost_less():
     assert max(products[1:]) < products[0]
 
 
+class Axes(nn.Module):
+    """½ Σ cᵢxᵢ², whose eigenvectors stay while its eigenvalues change."""
+
+    def __init__(self):
+        super().__init__()
+        self.curvatures = torch.linspace(0.0, 1.0, 500)
+        self.x = nn.Parameter(torch.ones(500))
+
+    def forward(self):
+        return 0.5 * (self.curvatures * self.x.square()).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_eigenvalue_that_overtakes_the_last_one_is_not_missed(seed):
+    model = Axes()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = Monitor(model, quadratic_loss, [torch.zeros(1)], optimizer, samples=0, seed=seed)
+    model.curvatures[7] = 2.0
+    assert monitor.measure().lambda_max == pytest.approx(2.0, rel=1e-3)
+    model.curvatures[100] = 2.5
+    monitor.measure()  # by chance it may be missed once
+    assert monitor.measure().lambda_max == pytest.approx(2.5, rel=1e-3)
+
+
 def test_batches_may_come_from_a_generator():
     model = smooth()
     monitor = Monitor(model, loss, (batch(i) for i in range(2)), torch.optim.SGD(model.parameters(), lr=0.1))

@@ -216,6 +216,17 @@ def test_a_saved_and_restored_state_goes_on_bit_for_bit(kind):
 
 
 @BOTH
+def test_a_deep_copy_goes_on_as_well(kind):
+    net, loss = little_net()
+    optimizer = kind(net.parameters())
+    optimizer.step(loss)
+    other = copy.deepcopy(optimizer)
+    assert other.last is None
+    with pytest.raises(InputError, match="radius"):
+        other.add_param_group({"params": nn.Parameter(torch.ones(1)), "radius": 3.0})
+
+
+@BOTH
 def test_without_the_state_the_same_steps_are_not_taken(kind):
     net, loss = little_net()
     optimizer = kind(net.parameters())
@@ -233,8 +244,8 @@ def test_without_the_state_the_same_steps_are_not_taken(kind):
 def closures(optimizer, loss, parts):
     """The forms of closure that are served; ``parts`` are losses that add up to ``loss``."""
 
-    def usual():
-        optimizer.zero_grad()
+    def usual(set_to_none=True):
+        optimizer.zero_grad(set_to_none)
         value = loss()
         value.backward()
         return value
@@ -252,7 +263,13 @@ def closures(optimizer, loss, parts):
         optimizer.zero_grad()
         loss().backward()
 
-    return {"returns": loss, "usual": usual, "accumulated": accumulated, "silent": silent}
+    return {
+        "returns": loss,
+        "usual": usual,
+        "zeroed": lambda: usual(False),
+        "accumulated": accumulated,
+        "silent": silent,
+    }
 
 
 @ALL
@@ -271,12 +288,13 @@ def test_every_form_of_closure_takes_the_same_steps(kind, form):
 
 
 @BOTH
-def test_the_gradient_left_behind_is_that_of_the_start_and_the_loss_returned_its_value(kind):
+@pytest.mark.parametrize("form", ["returns", "usual", "zeroed"])
+def test_the_gradient_left_behind_is_that_of_the_start_and_the_loss_returned_its_value(kind, form):
     net, loss = little_net()
     before = loss()
     expected = torch.autograd.grad(before, list(net.parameters()))
     optimizer = kind(net.parameters())
-    returned = optimizer.step(closures(optimizer, loss, [])["usual"])
+    returned = optimizer.step(closures(optimizer, loss, [])[form])
     assert float(returned) == float(before.detach())
     assert not returned.requires_grad
     for p, gradient in zip(net.parameters(), expected, strict=True):

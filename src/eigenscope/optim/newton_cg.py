@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eigenscope.methods.lanczos import MEMORY
 from eigenscope.operators.evaluated import LossHessian
 from eigenscope.optim.trust_region import TrustRegion
 
@@ -20,7 +21,7 @@ class NewtonCG(TrustRegion):
     1981; Nocedal & Wright 2006, Algorithm 7.2) to a residual of min(½, ‖g‖/‖g‖max)·‖g‖, which makes the convergence
     quadratic (ibid., Theorem 7.2), and stops at the boundary of the region or along the first direction of negative
     curvature. One step costs one gradient, one loss or a few, and as many Hessian products as it has iterations. Memory:
-    one vector of the size of the parameters for each iteration, and the graph of the gradient.
+    one vector of the size of the parameters for each iteration, 2 GiB at most, and the graph of the gradient.
 
     Args:
         params: parameters or groups. A group may have its own ``weight_decay``, which adds ½·weight_decay·‖p‖² to f.
@@ -51,7 +52,8 @@ class NewtonCG(TrustRegion):
     def _path(self, hessian: LossHessian, radius: float, largest: float) -> Steihaug:
         norm = float(torch.linalg.vector_norm(hessian.gradient))
         goal = min(0.5, norm / largest) * norm
-        return Steihaug(hessian, radius, goal, self.param_groups[0]["max_products"])
+        held = MEMORY // (hessian.shape[0] * hessian.dtype.itemsize)
+        return Steihaug(hessian, radius, goal, max(1, min(self.param_groups[0]["max_products"], held)))
 
 
 class Steihaug:

@@ -67,6 +67,8 @@ class Objective:
             for device, state in self._noise[1].items():
                 torch.cuda.set_rng_state(state, device)
             gradients = [p.grad for p in self.parameters]
+            for p in self.parameters:  # which zero_grad(set_to_none=False) would write to
+                p.grad = None
             loss, _ = self._evaluate()
             for p, gradient in zip(self.parameters, gradients, strict=True):
                 p.grad = gradient

@@ -22,7 +22,8 @@ class SaddleFreeNewton(TrustRegion):
     which it therefore contains: no part of the gradient is left for a separate step. λ is the least that keeps the step
     in a trust region measured by ‖p‖ (Nocedal & Wright 2006, Algorithm 4.3), and the quadratic model with H itself
     decides how the region grows and whether the step is kept. One step costs one gradient, one loss or a few, and
-    ``max_products`` Hessian products. Memory: as many vectors of the size of the parameters.
+    ``max_products`` Hessian products. Memory: as many vectors of the size of the parameters,
+    2 GiB at most.
 
     Args:
         params: parameters or groups. A group may have its own ``weight_decay``, which adds ½·weight_decay·‖p‖² to f.

@@ -81,9 +81,9 @@ class TrustRegion(Optimizer):
     Everything is relative to f and to the largest gradient seen: multiplying the loss by a number changes no step.
     """
 
+    last: Step | None = None
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
-        shared = ("radius", "max_radius", "tolerance", "max_products", "seed")
-        self._shared = (*shared, *(name for name in defaults if name not in shared and name != "weight_decay"))
         for name in ("radius", "max_radius"):
             if not defaults[name] > 0.0:
                 raise InputError(f"{name} = {defaults[name]}", expected="a positive length")
@@ -91,7 +91,6 @@ class TrustRegion(Optimizer):
             raise InputError(f"tolerance = {defaults['tolerance']}", expected="0 ≤ tolerance < 1")
         if not defaults["max_products"] >= 1:
             raise InputError(f"max_products = {defaults['max_products']}", expected="at least 1")
-        self.last: Step | None = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -102,8 +101,8 @@ class TrustRegion(Optimizer):
         """
         super().add_param_group(param_group)
         first, added = self.param_groups[0], self.param_groups[-1]
-        for name in self._shared:
-            if added[name] != first[name]:
+        for name in self.defaults:
+            if name != "weight_decay" and added[name] != first[name]:
                 raise InputError(
                     f"{name} is {first[name]!r} in one group and {added[name]!r} in another",
                     expected="one value: a step is one vector over all groups",
