@@ -533,6 +533,8 @@ def test_text_page_and_json_say_the_same(run, files, tmp_path):
     assert run("report", kept, "-o", tmp_path / "again.html")[0] == 0
     assert result.verdict in (tmp_path / "again.html").read_text("utf-8")
     assert run("export", kept, tmp_path / "table.csv")[0] == 0
+    assert run("export", kept, tmp_path / "table.json")[0] == 0
+    assert json.loads((tmp_path / "table.json").read_text())["verdict"] == result.verdict
     assert (tmp_path / "table.csv").read_text().splitlines()[0].split(",")[7:9] == ['"verdict"', '"evidence"']
 
 

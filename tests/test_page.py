@@ -505,3 +505,40 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(
         }).map((node) => node.id || node.className || node.tagName)"""
     )
     assert outside == ["skip"] or outside == []
+
+
+# ---------------------------------------------------------------- a comparison
+
+
+def test_the_page_of_a_comparison(show: Callable[..., Opened]) -> None:
+    """Verdict first, the change's own spectrum, and what a LoRA of a rank costs."""
+    import torch
+
+    import eigenscope as es
+
+    generator = torch.Generator().manual_seed(5)
+    base = {
+        f"layers.{i}.{name}.weight": torch.randn(*shape, generator=generator)
+        for i in range(3) for name, shape in (("q_proj", (48, 32)), ("<b>up</b>_proj", (64, 48)))
+    }  # fmt: skip
+    base["norm.weight"] = torch.ones(32)
+    tuned = {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    tuned["layers.1.q_proj.weight"] = base["layers.1.q_proj.weight"].clone()
+    run = es.diff(base, tuned).run
+    for width in (DESK, PHONE):
+        opened = show(run, width=width)
+        through_the_page(opened)
+        assert opened.text(".verdict") == run.verdict
+        assert opened.text("#findings li").startswith("layers.1.q_proj.weight is unchanged: every entry is the same")
+        assert opened.tab.locator("#reading").input_value() == "relative_change"
+        assert opened.tab.evaluate("document.documentElement.scrollWidth") == width
+    assert opened.chosen() != "layers.1.q_proj.weight"  # it has no spectrum to draw
+    opened.click_cell("map-figure", "q", "2")
+    assert opened.chosen() == "layers.2.q_proj.weight"
+    opened.tab.locator("#rank").fill("4")
+    opened.tab.locator("#rank").press("Enter")
+    (record,) = [r for r in run.records if r.name == "layers.2.q_proj.weight"]
+    assert opened.number("#one-energy") == pytest.approx(record.readings["energy_4"], rel=1e-3)
+    assert opened.number("#one-parameters") == 4 * (48 + 32)
+    opened.tab.locator("#name").select_option(label="layers.1.q_proj.weight")
+    assert not opened.tab.locator("#matrix-figure").is_visible()

@@ -159,11 +159,10 @@ def export(
     """Write the rows of a run file as CSV, Parquet or JSON."""
     from eigenscope.cli.files import check_output
     from eigenscope.engine.export import write
-    from eigenscope.engine.runfile import RunFile
+    from eigenscope.tasks.load import load_run
 
     check_output(output, run)
-    with RunFile(run) as file:
-        write(file.load(), output)
+    write(load_run(run), output)
     typer.echo(output)
 
 

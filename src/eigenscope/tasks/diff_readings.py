@@ -61,7 +61,7 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
         return {"status": f"not measured: {_not_finite(W, V)}"}, None
     formats = (pair.base.dtype, pair.tuned.dtype)
     spectrum = _values(D)
-    norm = float(torch.linalg.vector_norm(W.to(torch.float64)))
+    norm = float(torch.linalg.vector_norm(W, dtype=torch.float64))
     rounding = rounding_of_difference(D, W, V, formats)
     readings = _spectral(spectrum, float(torch.linalg.vector_norm(D)), norm, rounding)
     values = spectrum.values.numpy()
@@ -196,7 +196,7 @@ def compare_vectors(base: Checkpoint, tuned: Checkpoint, names: tuple[str, str],
         return replace(entry, outcome="not readable", reason=" ".join(str(error).split()))
     if not bool(torch.isfinite(D).all()):
         return replace(entry, outcome="not readable", reason="NaN or infinite entries")
-    size, norm = float(torch.linalg.vector_norm(D)), float(torch.linalg.vector_norm(W.to(torch.float64)))
+    size, norm = float(torch.linalg.vector_norm(D)), float(torch.linalg.vector_norm(W, dtype=torch.float64))
     formats = (base.tensors[names[0]].dtype, tuned.tensors[names[1]].dtype)
     found = rounding_of_difference(D, W.reshape(-1), V.reshape(-1), formats)
     if changes.is_rounded(formats, found.units) or (found.units <= 1.0 and size <= found.floor):
