@@ -159,10 +159,8 @@ def noise_level(bulk: Array, shape: tuple[int, int]) -> float:
         bulk: (k,) singular values, descending.
         shape: of the noise matrix, either way round.
     """
-    points, cumulative = marchenko_pastur(min(shape), max(shape))
-    median = float(np.interp(0.5, cumulative, points))
     middle = 0.5 * float(bulk[(len(bulk) - 1) // 2] + bulk[len(bulk) // 2])
-    return middle / math.sqrt(max(shape) * median)
+    return middle / math.sqrt(max(shape) * marchenko_pastur_median(min(shape), max(shape)))
 
 
 def noise_edge(shape: tuple[int, int]) -> float:
@@ -205,6 +203,13 @@ def bulk_distance(bulk: Array, level: float, shape: tuple[int, int]) -> float:
     law = np.interp((bulk[::-1] / level) ** 2 / max(shape), points, cumulative)
     steps = np.arange(len(bulk) + 1.0) / len(bulk)
     return float(max(np.max(steps[1:] - law), np.max(law - steps[:-1])))
+
+
+@lru_cache(maxsize=4096)
+def marchenko_pastur_median(short: int, long: int) -> float:
+    """Half of the eigenvalues of such noise are smaller: see :func:`marchenko_pastur`."""
+    points, cumulative = marchenko_pastur(short, long)
+    return float(np.interp(0.5, cumulative, points))
 
 
 @lru_cache(maxsize=256)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from eigenscope.columns import named
 from eigenscope.measures.duplicates import find_duplicates
 from eigenscope.results import Finding, Record
-
-Array = NDArray[np.float64]
 
 COMPARED = (
     "sigma_max", "frobenius", "condition", "numerical_rank", "stable_rank", "effective_rank", "noise_rank",
@@ -107,38 +105,43 @@ def deviations(
     result = []
     for reading in compared:
         counted = reading in counts
-        columns = [np.array([_logarithm(r, reading, counted) for r in members]) for members in usable]
-        scales = [_scale(column) for column in columns if np.isfinite(column).sum() > FEWEST_PEERS]
-        least = max(LEAST_SCALE, float(np.median(scales)) if scales else 0.0)
-        for members, column in zip(usable, columns, strict=True):
-            for place, record in enumerate(members):
-                deviation = _deviation(reading, record, np.delete(column, place), column[place], least, counted)
+        columns = [[_logarithm(record, reading, counted) for record in members] for members in usable]
+        known = [sorted(filter(math.isfinite, column)) for column in columns]
+        scales = sorted(_scale(logs) for logs in known if len(logs) > FEWEST_PEERS)
+        least = max(LEAST_SCALE, _median(scales) if scales else 0.0)
+        for members, column, logs in zip(usable, columns, known, strict=True):
+            for record, own in zip(members, column, strict=True):
+                place = bisect_left(logs, own)
+                deviation = _deviation(reading, record, logs[:place] + logs[place + 1 :], own, least, counted)
                 if deviation is not None:
                     result.append((record, deviation))
     return result
 
 
 def _deviation(
-    reading: str, record: Record, others: Array, own: float, least: float, counted: bool
+    reading: str, record: Record, peers: list[float], own: float, least: float, counted: bool
 ) -> Deviation | None:
-    peers = others[np.isfinite(others)]
     if len(peers) < FEWEST_PEERS or not math.isfinite(own):
         return None
     threshold = -float(stdtrit(len(peers) - 1, CHANCE)) * math.sqrt(1.0 + 1.0 / len(peers))
-    distance = own - float(np.median(peers))
+    distance = own - _median(peers)
     if abs(distance) <= threshold * least:
         return None
     z = distance / max(_scale(peers), least)
     if abs(z) <= threshold:
         return None
     value = record.readings[reading]
-    low, high = (_plain(float(extreme), counted) for extreme in (peers.min(), peers.max()))
+    low, high = (_plain(extreme, counted) for extreme in (peers[0], peers[-1]))
     return Deviation(reading, z, threshold, float(value or 0.0), low, high, len(peers))
 
 
-def _scale(logs: Array) -> float:
-    finite = logs[np.isfinite(logs)]
-    return 1.4826 * float(np.median(np.abs(finite - np.median(finite))))
+def _median(ascending: list[float]) -> float:
+    return 0.5 * (ascending[(len(ascending) - 1) // 2] + ascending[len(ascending) // 2])
+
+
+def _scale(ascending: list[float]) -> float:
+    middle = _median(ascending)
+    return 1.4826 * _median(sorted(abs(x - middle) for x in ascending))
 
 
 def _logarithm(record: Record, reading: str, counted: bool) -> float:

@@ -81,7 +81,8 @@ def measure(checkpoint: Checkpoint, options: ScanOptions, matrix: Matrix) -> Rec
     except (EigenscopeError, ArithmeticError, RuntimeError, ValueError, OSError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         measured = Measured({"status": f"not measured: {reason}"})
-    readings = {column.name: {**facts, **measured.readings}.get(column.name) for column in COLUMNS}
+    found = {**facts, **measured.readings}
+    readings = {column.name: found.get(column.name) for column in COLUMNS}
     return Record(matrix.name, readings, measured.values, measured.eigenvalues, measured.sample)
 
 
