@@ -83,8 +83,10 @@ def adapter_config(adapter: AdapterFile, modules: Collection[str] = ()) -> dict[
     ranks = {module: float(layer.rank) for module, layer in layers.items()}
     alphas = {module: _alpha(layer, stabilised) for module, layer in layers.items()}
     rank, alpha = _most_common(ranks.values(), 8.0), _most_common(alphas.values(), 8.0)
-    saved_modules = sorted({name.rpartition(".")[0] for name in adapter.saved} - layers.keys())
-    biased = any(name.rpartition(".")[0] in layers for name in adapter.saved)
+    holders = {name.rpartition(".")[0] for name in adapter.saved}
+    # PEFT wraps a module that it saves and asks for all of its parameters; a bias alone is loaded into the base as it is.
+    saved_modules = sorted(name for name in holders - layers.keys() if f"{name}.weight" in adapter.saved)
+    biased = holders - set(saved_modules)
     return {
         "task_type": None, "base_model_name_or_path": None, "inference_mode": True, "lora_dropout": 0.0,
         "init_lora_weights": True,
@@ -100,7 +102,7 @@ def adapter_config(adapter: AdapterFile, modules: Collection[str] = ()) -> dict[
         "use_dora": any(layer.magnitude is not None for layer in layers.values()),
         "fan_in_fan_out": any(layer.kind == "conv1d_transposed" for layer in layers.values()),
         "modules_to_save": saved_modules or None,
-        "bias": "lora_only" if biased else "none",
+        "bias": "none" if not biased else "lora_only" if biased <= layers.keys() else "all",
         "layers_to_transform": None, "layers_pattern": None,
     }  # fmt: skip
 
