@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +59,10 @@ def run_curvature(source: str, texts: TextOptions, options: CurvatureOptions, wa
         check_page(wanted.report, wanted.output)
     if wanted.output is not None:
         check_output(wanted.output, None)
+    if texts.files and (wanted.quiet or not sys.stderr.isatty()) and importlib.util.find_spec("transformers"):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     problem = open_problem(source, texts)
     options = _of_optimizer(options, problem.optimizer)
     dtype = getattr(torch, wanted.dtype) if wanted.dtype else None

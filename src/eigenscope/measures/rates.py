@@ -13,7 +13,7 @@ from eigenscope.errors import InputError
 
 Method = Literal["gradient descent", "momentum"]
 MOST_STEPS = 1_000_000
-"""Iterations of a measurement at most."""
+"""Iterations of a measurement at most: two seconds."""
 FADED = {"gradient descent": 10.0, "momentum": 120.0}
 """By how many powers of e a measured error falls. The double root of momentum's extreme modes makes its error
 t·ρᵗ, whose slope over the second half is off by 2 ln 2 of these powers; of gradient descent only faster modes must die."""
@@ -80,16 +80,17 @@ def steps_per_digit(rate: float) -> float:
     return math.inf if rate >= 1.0 else -math.log(10.0) / math.log(rate)
 
 
-def measured(eigenvalues: NDArray[np.float64], rates: Rates, method: Method) -> float | None:
+def measured(eigenvalues: NDArray[np.float64], rates: Rates, method: Method, most: int = MOST_STEPS) -> float | None:
     """The factor of ‖x‖ per step that the method really has on ½ Σ λᵢ xᵢ² with these eigenvalues: it is run.
 
     From x = (1, …, 1) and at rest, for as many steps as make the error e⁻¹⁰ (momentum: e⁻¹²⁰) of what it was; the rate
-    is the mean over the second half. None where that would take more than a million steps.
+    is the mean over the second half. None where that would take more than ``most`` steps.
 
     Args:
         eigenvalues: (n,) positive.
         rates: of :func:`best`: their steps and momentum are used.
         method: "gradient descent" or "momentum".
+        most: steps at most.
 
     Raises:
         InputError: no eigenvalues, or one that is not positive.
@@ -101,8 +102,8 @@ def measured(eigenvalues: NDArray[np.float64], rates: Rates, method: Method) -> 
     rate = rates.gradient_rate if plain else rates.momentum_rate
     if rate == 0.0:
         return 0.0
-    steps = int(max(FADED[method] / -math.log(rate), 40.0)) if rate < 1.0 else MOST_STEPS + 1
-    if steps > MOST_STEPS:
+    steps = int(max(FADED[method] / -math.log(rate), 40.0)) if rate < 1.0 else most + 1
+    if steps > most:
         return None
     scaled = (rates.gradient_step if plain else rates.momentum_step) * values
     return _run(scaled, 0.0 if plain else rates.momentum, steps)

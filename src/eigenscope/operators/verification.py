@@ -138,11 +138,11 @@ def _difference(
     """‖expected − D‖/‖D‖ for the first central difference D along w that agrees or settles."""
     objective = operator.objective
     root = torch.finfo(objective.dtype).eps ** (1 / 3)
-    rate, largest = (
-        float(torch.linalg.vector_norm(expected)),
-        root * (float(torch.stack(objective.norms()).norm()) or 1.0),
-    )
-    unit = min(root * size / rate, largest) if rate and size else largest
+    whole = float(torch.stack(objective.norms()).norm()) or 1.0
+    rate, largest = float(torch.linalg.vector_norm(expected)), root * whole
+    # At a critical point the function has no size: a step that the parameters do not resolve would tell nothing.
+    least = root**1.5 * whole
+    unit = max(min(root * size / rate, largest), least) if rate and size else largest
     shift = operator.embedded(w)
     first, deviation, change = None, math.inf, math.inf
     for factor in STEPS:

@@ -174,25 +174,29 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
     notes: list[str] = []
     pairs = size if complete else max(wanted + 4, min(options.budget // 3, 100))
     left = options.budget - (0 if complete else pairs) - 1
-    metric = size if complete else min(METRIC_PRODUCTS, max(left // 6, 0))
-    left -= 0 if complete else 2 * metric
+    # An eighth each for the trace and the two other metrics; the density takes the rest, or what it needs of it.
+    share = max(left // 8, 0)
+    metric = size if complete else min(METRIC_PRODUCTS, share)
+    trace = min(TRACE_PRODUCTS, max(8, share)) if options.trace and (options.blocks or not complete) else 0
+    left -= trace + (0 if complete else 2 * metric)
     density = None
     if options.density and not complete:
-        density = _density(size, each, room, left, notes)
+        density = _density(size, each, room, left // 2 if options.blocks else left, notes)
         left -= 0 if density is None else density[0] * density[1] + (2 * density[2] + 20 if density[2] else 0)
     blocks = (0, 0)
     if options.blocks:
         count = len(H.blocks(options.blocks))
-        share = min(BLOCK_PRODUCTS, left // (2 * count)) if not complete else BLOCK_PRODUCTS
-        if share < 5:
+        each_block = BLOCK_PRODUCTS if complete else min(BLOCK_PRODUCTS, left // count)
+        if each_block < 5:
             notes.append(f"blocks: {count} of them need {5 * count} products, of which {max(left, 0)} are left")
         else:
-            blocks = (count, share)
-            left -= count * share
-    trace = min(TRACE_PRODUCTS, left) if options.trace and not (complete and not options.blocks) else 0
-    if options.trace and trace < 8 and not complete:
-        notes.append(f"trace: 8 products at least, of which {max(left, 0)} are left")
-        trace = 0
+            blocks = (count, each_block)
+            left -= count * each_block
+    if trace and not complete:
+        trace = min(TRACE_PRODUCTS, trace + left)
+        if trace < 8:
+            notes.append(f"trace: 8 products at least, of which {max(trace, 0)} are left")
+            trace = 0
     held = (size * size * 24 if complete else (min(basis, pairs) + wanted + VECTORS) * each, _probes(density, each))
     scans = 2 * 21 + 20
     area = options.grid**2 + 3 * (3 * paths.STEPS + 5 * paths.NEWTON_STEPS) if options.landscape else 0
