@@ -207,6 +207,52 @@ def svd(
     run_svd(source, options, wanted)
 
 
+@app.command()
+def compress(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id, or demo.")],
+    text: Annotated[list[str] | None, typer.Option(metavar="FILE", help="To fit to: text, folder, parquet or jsonl; several kinds are better.")] = None,
+    keep: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the layers' parameters.")] = None,
+    keep_bytes: Annotated[float | None, typer.Option(metavar="SHARE", help="Of the whole model's bytes.")] = None,
+    loss_budget: Annotated[float | None, typer.Option(metavar="L", help="Predicted loss added; nats per token.")] = None,
+    ranks: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: layer → rank, or an earlier eigenscope.json.")] = None,
+    objective: Annotated[str, typer.Option(metavar="NAME", help="two-sided, one-sided, scaled or plain.")] = "two-sided",
+    uniform: Annotated[bool, typer.Option("--uniform", help="The same share of every layer.")] = False,
+    sweep: Annotated[str, typer.Option(metavar="A,B,…", help="Also the loss at these shares.")] = "",
+    evaluate: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="Also the loss on this text.")] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", help="Of the texts, a fifth of them held out.")] = 20480,
+    length: Annotated[int | None, typer.Option(metavar="N", help="Of a window, in tokens.")] = None,
+    prior: Annotated[float | None, typer.Option(metavar="SHARE", help="Of random tokens in the inputs' metric; default: tried.")] = None,
+    multiple: Annotated[int, typer.Option(metavar="N", help="Ranks are multiples of it.")] = 1,
+    recover: Annotated[int, typer.Option(metavar="STEPS", help="Of training the factors to say what the dense model says.")] = 0,
+    learning_rate: Annotated[float, typer.Option(metavar="η", help="Of that training.")] = 2e-4,
+    speed: Annotated[bool, typer.Option("--speed", help="Also tokens per second, dense and compressed.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it appears when it is whole.")] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Write the factors multiplied out, for programs that know none.")] = False,
+    include: shared.Include = None,
+    exclude: shared.Exclude = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Windows at a time.")] = 2,
+    force: shared.Force = False,
+    json: shared.Json = False,
+    plan: shared.Plan = False,
+    seed: shared.Seed = 0,
+    quiet: shared.Quiet = False,
+) -> None:  # fmt: skip
+    """A smaller model: layers in low rank where the loss minds least, the loss predicted and measured."""
+    from eigenscope.cli.compress import CompressWanted, run_compress, shares, weighting, with_ranks
+    from eigenscope.tasks.compress_options import CompressOptions
+
+    options = CompressOptions(
+        keep=keep, keep_bytes=keep_bytes, loss_budget=loss_budget, objective=weighting(objective),
+        allocation="uniform" if uniform else "global", tokens=tokens, length=length, prior=prior, multiple=multiple,
+        batch=batch, include=tuple(include or ()), exclude=tuple(exclude or ()), seed=seed,
+    )  # fmt: skip
+    wanted = CompressWanted(
+        texts=tuple(text or ()), evaluate=tuple(evaluate or ()), sweep=shares(sweep), recover=recover,
+        learning_rate=learning_rate, output=output, dense=dense, force=force, speed=speed, json=json, plan=plan, quiet=quiet,
+    )  # fmt: skip
+    run_compress(source, with_ranks(options, ranks), wanted)
+
+
 def main() -> None:
     """Run the program and leave with its exit code: 0 done, 1 found what --fail-on names, 2 bad input, 130 interrupted."""
     _open_closed_streams()

@@ -63,6 +63,10 @@ class Windows:
     def __getitem__(self, part: slice | Tensor) -> Windows:
         return Windows(self.ids[part], self.mask[part], self.domains[part], self.names)
 
+    def shuffled(self, seed: int) -> Windows:
+        """The same windows in an order that the seed draws."""
+        return self[torch.randperm(len(self.ids), generator=torch.Generator().manual_seed(seed))]
+
     def batches(self, size: int) -> Iterator[dict[str, Tensor]]:
         """``input_ids`` and ``attention_mask`` of up to ``size`` windows at a time."""
         for start in range(0, len(self.ids), size):

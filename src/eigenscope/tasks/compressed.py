@@ -26,6 +26,7 @@ from eigenscope.results import Estimate
 from eigenscope.tasks.calibration import Likelihood
 from eigenscope.tasks.compress import Factored, Ranks, factorise
 from eigenscope.tasks.compress_factors import Weighting
+from eigenscope.tasks.compress_measure import loss_added
 from eigenscope.tasks.compress_options import CompressOptions
 from eigenscope.tasks.compress_subject import Subject, of_language_model, of_network, text_batches
 
@@ -182,6 +183,15 @@ class Compressed:
             text = json.dumps(self.summary(), indent=1, default=str, ensure_ascii=False)
             (place / REPORT).write_text(text + "\n", "utf-8")
         return Path(folder)
+
+    def remeasure(self, subject: Subject, texts: Mapping[str, Sequence[Any]]) -> None:
+        """Measure the losses again, after the factors have been trained."""
+        seed = int(self.made_by["seed"])
+        for name, batches in {"held-out text": subject.held_out, **texts}.items():
+            probe = subject.probe(name, batches, seed)
+            reference = probe.reference(subject.model)
+            before = probe.losses(subject.model, reference)
+            self.measured[name] = loss_added(before, probe.losses(self.model, reference))
 
     def _low_ranks(self, dense: bool) -> dict[str, int]:
         return {} if dense else {
