@@ -59,6 +59,8 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
     import transformers
 
     folder = demo_folder() if str(source) == "demo" and not Path(source).exists() else source
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or ["AutoModel"])[0]
@@ -72,6 +74,9 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
             f"transformers cannot load it: {reason[:300]}", where=str(source),
             expected="a folder with config.json, weights and tokenizer, or a hub id",
         ) from error  # fmt: skip
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     check_tokenizer(model, tokenizer, str(source))
     return LanguageModel(model, tokenizer, kind, str(source))
 
