@@ -233,6 +233,7 @@ def test_a_bad_delta_is_a_row_that_says_why():
     base[DOWN0] = base[DOWN0].clone()
     base[DOWN0][0, 0] = math.inf
     tuned["model.layers.0.norm.weight"][0] = math.nan
+    base["phase.weight"] = tuned["phase.weight"] = torch.ones(20, 20, dtype=torch.complex64)
     result = es.diff(base, tuned)
     table = rows_of(result)
     assert table.loc[Q0]["status"] == (
@@ -240,7 +241,8 @@ def test_a_bad_delta_is_a_row_that_says_why():
     )
     assert "1 infinite entries in the base matrix" in table.loc[DOWN0]["status"]
     assert table.loc[Q1]["verdict"] == "unchanged"
-    assert "2 not measured" in result.verdict
+    assert "complex" in table.loc["phase.weight"]["status"]
+    assert "3 not measured" in result.verdict
     fate = result.coverage.set_index("tensor").loc["model.layers.0.norm.weight"]
     assert (fate["outcome"], fate["reason"]) == ("not readable", "NaN or infinite entries")
 
@@ -258,7 +260,7 @@ def test_a_base_of_zeros_and_small_matrices():
         math.inf,
     )
     assert "zero matrix" in table.loc["lora_B.weight"]["status"]
-    assert table.loc["gate.weight"]["verdict"] == "changed"
+    assert table.loc["gate.weight"]["verdict"] == "too small"
     assert "too few" in table.loc["gate.weight"]["evidence"]
 
 
@@ -299,6 +301,19 @@ def test_parts_that_wrappers_add_are_passed_over():
     result = es.diff(base, tuned)
     assert len(result.table) == 5
     assert "wrappers" in result.run.provenance["notes"]
+
+
+def test_an_adapter_that_is_not_merged_is_said():
+    base = base_model()
+    tuned = {name: tensor.clone() for name, tensor in base.items()}
+    tuned[Q0.replace(".weight", ".base_layer.weight")] = tuned.pop(Q0)
+    tuned[Q0.replace(".weight", ".lora_A.default.weight")] = torch.ones(4, 64)
+    tuned[Q0.replace(".weight", ".lora_B.default.weight")] = torch.ones(64, 4)
+    result = es.diff(base, tuned)
+    assert "2 matrices of an adapter that is not merged" in result.run.provenance["notes"]
+    only = {f"base_model.model.{name}": tensor for name, tensor in tuned.items() if "lora" in name}
+    with pytest.raises(InputError, match=r"an adapter, not a model.*eigenscope adapter"):
+        es.diff(base, only)
 
 
 def test_no_layer_is_taken_for_another():
@@ -477,7 +492,7 @@ def test_any_planted_rank_comes_back(rows, cols, rank, size, seed):
     if got["relative_change"] > 1.0:
         assert got["verdict"] == "retrained"
     elif min(rows, cols) < 16:
-        assert got["verdict"] == "changed"
+        assert got["verdict"] == "too small"
     elif 4 * rank <= min(rows, cols):
         assert got["verdict"] == "low-rank"
 
@@ -553,7 +568,7 @@ def test_conditions_plans_columns_and_refusals(run, files, tmp_path):
     code, _, err = run("diff", files[0], files[1], "--include", "nothing")
     assert (code, "none of the 5 matrices" in err) == (2, True)
     code, out, _ = run("diff", files[0], files[1], "--coverage")
-    assert "compared: a vector: bias, norm or scale: unchanged (2 tensors)" in out
+    assert "compared: a vector: bias, norm or scale, unchanged (2 tensors)" in out
 
 
 def test_a_series_since_the_first_and_step_by_step(run, files, tmp_path):

@@ -16,7 +16,7 @@ from eigenscope.measures.rounding import Rounding
 from eigenscope.results import Compared, Finding, Record, Value
 
 UNCHANGED, ROUNDING, LOW, FULL, RETRAINED, SMALL = (
-    "unchanged", "within rounding", "low-rank", "full-rank", "retrained", "changed"
+    "unchanged", "within rounding", "low-rank", "full-rank", "retrained", "too small"
 )  # fmt: skip
 FEWEST = 16
 """Singular values below which neither low nor full rank is said: an adapter of rank 1 is then much of the matrix."""
@@ -100,8 +100,8 @@ def judge(
     """The verdict on one matrix, and what it rests on.
 
     *unchanged*: every entry is the same. *within rounding*: what the storage formats or the quantisation alone may
-    leave. *retrained*: ‖ΔW‖_F > ‖W‖_F (of two independent matrices of one norm it is √2). *changed*: fewer than 16
-    singular values, of which no rank is told. *low-rank*: 90 % of ‖ΔW‖_F² within min(m, n)/16 directions, so that a LoRA
+    leave. *retrained*: ‖ΔW‖_F > ‖W‖_F (of two independent matrices of one norm it is √2). *too small*: changed, and
+    fewer than 16 singular values, of which no rank is told. *low-rank*: 90 % of ‖ΔW‖_F² within min(m, n)/16 directions, so that a LoRA
     of that rank has at most an eighth of a matrix's numbers; or all that is not rounding within min(m, n)/4, or 99 %: a
     merged LoRA of rank r leaves nothing beyond r but rounding, and the usual ranks are less than that. *full-rank*: the rest.
     (Biderman et al., LoRA Learns Less and Forgets Less, TMLR 2024, found full fine-tuning to need 10 to 100 times the usual
@@ -128,7 +128,7 @@ def judge(
     if change > 1.0:
         return RETRAINED, f"‖ΔW‖ is {_percent(change)} of ‖W‖; 90 % in {r90} of {short} directions"
     if short < FEWEST:
-        return SMALL, f"{short} singular values are too few to tell a rank"
+        return SMALL, f"changed; {short} singular values are too few to tell a rank"
     needs = f"90 % in {r90}, 99 % in {r99} of {short} directions"
     if FEW * r90 <= short or ENDS * r99 <= short:
         return LOW, needs

@@ -100,6 +100,10 @@ class _Pairing:
             if name not in self.names.values() and not self._tied_in_base(name):
                 self._alone(name, self.base_fate[name], "only in base")
         self._check(matched)
+        adapters = [m for matrices in self.tuned_parts.values() for m in matrices if ADAPTERS.search(m.role)]
+        if adapters:
+            self.notes.append(f"the tuned checkpoint holds {len(adapters):,} matrices of an adapter that is not merged: "
+                              "what they add is not in ΔW")  # fmt: skip
         order = {name: place for place, name in enumerate([*self.tuned.tensors, *self.base.tensors])}
         self.pairs.sort(key=lambda pair: order[pair.tuned.tensor])
         return Pairing(tuple(self.pairs), tuple(self.vectors), tuple(self.fates.values()), tuple(self.notes))
@@ -221,6 +225,11 @@ class _Pairing:
         """Refuse checkpoints of different architectures."""
         first = [m for matrices in self.base_parts.values() for m in matrices]
         second = [m for matrices in self.tuned_parts.values() for m in matrices if not ADAPTERS.search(m.role)]
+        if not second and any(self.tuned_parts.values()):
+            raise InputError(
+                "an adapter, not a model", where=self.tuned.source, expected="a checkpoint with all weights",
+                remedy="look at it with eigenscope adapter, or apply it to the base first",
+            )  # fmt: skip
         few = 2 * matched < min(len(first), len(second)) or not self.pairs
         if not self.differing and not few:
             return

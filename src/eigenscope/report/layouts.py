@@ -132,7 +132,7 @@ DIFF = Layout(
         "least_cosine", "magnitude_change", "direction_change", "error_bound",
     ),
     remarks=("evidence", "status", "noise_verdict"),
-    calm=("noise", "bulk is not noise", "no noise bulk", "90 % in", "every entry is the same", "not distinguishable"),
+    calm=("noise", "bulk is not noise", "no noise bulk", "90 % in", "changed", "every entry is the same", "not distinguishable"),
     done="compared",
     matrix="pair of weight matrices",
     matrices="pairs of weight matrices",

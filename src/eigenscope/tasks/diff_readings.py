@@ -87,6 +87,8 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
 
 def _read(checkpoint: Checkpoint, matrix: Matrix) -> Tensor:
     W = read_matrix(checkpoint, matrix)
+    if W.is_complex():
+        raise EigenscopeError("complex entries", expected="real ones")
     # FP8 has neither slicing nor promotion everywhere.
     return W.to(torch.float32) if W.element_size() == 1 else W
 
@@ -203,7 +205,7 @@ def compare_vectors(base: Checkpoint, tuned: Checkpoint, names: tuple[str, str],
         what, change = ("changed within rounding" if size else "unchanged"), 0.0
     else:
         what, change = "changed", size / norm if norm else float("inf")
-    return replace(entry, outcome="compared", reason=f"{entry.reason}: {what}", relative_change=change)
+    return replace(entry, outcome="compared", reason=f"{entry.reason}, {what}", relative_change=change)
 
 
 def _not_finite(W: Tensor, V: Tensor) -> str:
