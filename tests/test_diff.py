@@ -456,7 +456,7 @@ def test_a_run_is_kept_resumed_and_read_by_its_verb(planted, tmp_path):
 def test_workers_and_scale_do_not_change_a_verdict(planted):
     base, tuned, result = planted
     assert es.diff(base, tuned, workers=3).table.equals(result.table)
-    for factor in (2.0**-60, 2.0**60):
+    for factor in (2.0**-60, 2.0**60, 2.0**-1000, 2.0**990):
         scaled = es.diff({n: t * factor for n, t in base.items()}, {n: t * factor for n, t in tuned.items()}).table
         assert list(scaled["verdict"]) == list(result.table["verdict"])
         for name in ("relative_change", "energy_16", "overlap_16", "direction_change", "stable_rank"):

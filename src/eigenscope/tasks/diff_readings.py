@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,8 @@ EXAMINED = 10
 """Leading vectors of the tuned matrix that are examined for intruders: k of the paper."""
 INTRUDER = 0.5
 """Cosine with every vector of the base below which one is an intruder: ε of the paper."""
+ABSOLUTE = ("frobenius", "sigma_max", "noise_level", "noise_edge", "rounding_floor", "quantization_floor")
+"""Readings that scale with the matrices; the others do not change with it."""
 SHARED = "less than the quantisation error of the entries: both come from the same quantised weights"
 KNOWN = 33
 """Leading vectors of the base computed at first; all of them only where these leave a cosine open."""
@@ -54,6 +57,31 @@ def _read_and_compare(base: Checkpoint, tuned: Checkpoint, pair: Pair) -> tuple[
     W, V = _read(base, pair.base), _read(tuned, pair.tuned)
     if not W.numel():
         return {"status": f"empty: {pair.tuned.rows}×{pair.tuned.cols}"}, None
+    exponent = _exponent(W, V)
+    if not exponent:
+        return _compare(W, V, pair)
+    readings, values = _compare(_moved(W, -exponent), _moved(V, -exponent), pair)
+    for name in ABSOLUTE:
+        value = readings.get(name)
+        readings[name] = value if value is None else float(np.ldexp(float(value), exponent))
+    return readings, values if values is None else np.ldexp(values, exponent)
+
+
+def _exponent(W: Tensor, V: Tensor) -> int:
+    """e such that the largest entry of both times 2^−e is near 1; 0 unless its square would leave float64's range."""
+    if torch.float64 not in (W.dtype, V.dtype):
+        return 0
+    largest = max(float(W.abs().max()), float(V.abs().max()))
+    outside = math.isfinite(largest) and largest > 0.0 and not 1e-120 < largest < 1e120
+    return math.frexp(largest)[1] if outside else 0
+
+
+def _moved(W: Tensor, exponent: int) -> Tensor:
+    # Two factors: one alone leaves the range for the smallest and largest numbers.
+    return W.to(torch.float64) * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+
+
+def _compare(W: Tensor, V: Tensor, pair: Pair) -> tuple[dict[str, Value], np.ndarray | None]:
     D = V.to(torch.float64, copy=True).sub_(
         W
     )  # the subtraction promotes W entry by entry, without a float64 copy of it
