@@ -230,7 +230,7 @@ def _finish(
     order = order[sizes[order] > torch.finfo(torch.float32).eps * 0.1 * sizes.max()]
     values = sizes[order]
     roots = values.sqrt().float()
-    left, right = left[:, order] * roots, right[:, order] / roots
+    left, right = left[:, order].float() * roots, right[:, order].float() / roots
     error = residual(A, left, right)
     least = (1.0 - MEASURED) * math.sqrt(max(error**2 - excess, 0.0))
     return Truncated(left, right, values, frobenius, error, least, method, failure)
