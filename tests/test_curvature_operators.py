@@ -18,6 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eigenscope as es
 from eigenscope.errors import InputError
+from eigenscope.methods.krylov import eigenpairs
+from eigenscope.methods.krylov_search import Search
+from eigenscope.operators.base import LinearOperator
 from eigenscope.operators.preconditioned import diagonal_of
 
 Batch = tuple[Tensor, Tensor]
@@ -702,6 +705,37 @@ def test_residuals_of_eigenpairs_cost_no_further_products() -> None:
     true = torch.linalg.vector_norm(dense @ found.right - found.right * found.values, dim=0)
     assert float((true - found.residuals).abs().max()) <= 1e-13
     assert float((found.values - torch.linalg.eigvalsh(dense).flip(0)[:3]).abs().max()) <= 1e-10
+
+
+class Dear(LinearOperator):
+    """A diagonal matrix that says nothing of itself."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__((len(values), len(values)), values.dtype, values.device, symmetric=True)
+        self.values = values
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        return self.values[:, None] * X
+
+    def _adjoint(self) -> LinearOperator:
+        return self
+
+
+@pytest.mark.parametrize("steps", [None, 0])
+def test_an_eigenvalue_that_the_start_has_little_of_is_not_passed_over(steps: int | None, monkeypatch: Any) -> None:
+    """Otherwise the pair below it is returned in its place, with a residual that looks right."""
+    if steps == 0:
+        monkeypatch.setattr(Search, "_confirmed", lambda search, ritz, chosen, *_: search._found(ritz, chosen))
+    bulk = 0.4 * torch.rand(20_000, generator=torch.Generator().manual_seed(39)).double() ** 8
+    values = torch.cat([torch.tensor([2.4, 1.9, 1.8, 1.3, 1.03, 0.96, 0.6], dtype=torch.float64), bulk])
+    errors = []
+    for seed in range(6):
+        start = draws(len(values), seed=seed)
+        start[4] *= 1e-3
+        found = eigenpairs(Dear(values), 5, tol=1e-3, start=start)
+        assert found.products <= 30
+        errors.append(float((found.values - values[:5]).abs().max()))
+    assert max(errors) <= 1e-6 if steps is None else max(errors) >= 0.01
 
 
 DISTRIBUTED = """

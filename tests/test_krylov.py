@@ -153,7 +153,7 @@ def test_no_copy_of_a_multiple_eigenvalue_is_missed(block, k, tol):
 
 @pytest.mark.parametrize("block", [1, 2])
 def test_without_the_search_for_copies_they_are_missed(block, monkeypatch):
-    monkeypatch.setattr(krylov_search.Search, "_probes_needed", lambda *_: 0)
+    monkeypatch.setattr(krylov_search.Search, "_probes_needed", lambda *_: (0, 0))
     matrix, truth = periodic_laplacian(30)
     result = eigenpairs(Sparse(matrix, symmetric=True), 20, block=block, tol=1e-3, generator=seeded())
     assert bool(result.converged.all())

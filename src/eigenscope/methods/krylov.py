@@ -11,7 +11,8 @@ missed but by an unlucky draw; otherwise, where b or more equal values lie above
 pairs are locked and b fresh random directions, orthogonal to them, are iterated on. If a value above the last one
 appears, the search goes on with it; the number of steps is that after which a missed copy would have appeared, by
 the growth of Chebyshev polynomials (Saad, Numerical Methods for Large Eigenvalue Problems, 2nd ed., §6.6), within
-limits: for an operator whose products are dear at most a quarter of the steps made before, and at least three.
+limits. Where products are dear and that would take more than a quarter of the steps made before, the iteration goes on for
+that quarter instead, at least three steps: a copy may be missed, a simple value that the start had little of is not.
 
 *Smallest values.* The same iteration, keeping the other end. It is slow where the small values lie close together in
 units of σ₁, as they mostly do, and it finds left vectors of a zero value only where min(m, n) ≤ 500; what has not

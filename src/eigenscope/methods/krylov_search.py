@@ -110,6 +110,7 @@ class Search:
         self._probes_left = 0
         self._next_look = 0
         self._last_look = (0, math.inf)
+        self._until = 0
 
     def run(self) -> Found:
         """Search until done, out of budget, or at the end of the space."""
@@ -171,9 +172,12 @@ class Search:
             self._verified = None  # a value above the last one had been missed: it is among the Ritz values now
         if not self._converged(ritz, chosen):
             return None
-        self._probes_left = self._probes_needed(ritz.values, chosen, close)
-        if self._probes_left == 0:
+        needed, limit = self._probes_needed(ritz.values, chosen, close)
+        if needed == 0:
             return self._found(ritz, chosen)
+        if needed > limit and not task.cheap:
+            return self._confirmed(ritz, chosen, limit, close)
+        self._probes_left = limit if needed > limit else int(needed)
         self._verified = (*state.vectors(ritz, chosen), state.multiplied(ritz, chosen))
         self._scores = task.scores(ritz.values)
         state.restart(ritz, chosen)
@@ -209,8 +213,28 @@ class Search:
             self.state.refresh(0.1 * float(goal.min()) / math.sqrt(len(goal)))
         return False
 
-    def _probes_needed(self, values: Tensor, chosen: Tensor, close: float) -> int:
-        """Steps to take from fresh random directions; 0 where no copy of a wanted value can be missing.
+    def _confirmed(self, ritz: Ritz, chosen: Tensor, steps: int, close: float) -> Found | None:
+        """What was found, once the wanted values have not risen for some steps and no Ritz value may be one of them.
+
+        There is an eigenvalue within the residual of every Ritz value (Saad, §3.2.1). One whose vector the start had
+        almost nothing of comes late, as a Ritz value that rises with a residual that reaches beyond the wanted ones.
+        """
+        scores = self.task.scores(ritz.values)
+        if not self._scores or any(bool((new > old + close).any()) for new, old in zip(scores, self._scores)):
+            self._scores, self._until = scores, self.step + steps
+        self._next_look = self.step + 1
+        others = torch.ones(len(ritz.values), dtype=torch.bool)
+        others[chosen] = False
+        reach = any(
+            bool((score(ritz.values) + ritz.residuals > best[-1] + self.task.tol * self._norm)[others].any())
+            for (score, _), best in zip(self.task.ends, scores, strict=True)
+        )
+        # Near the edge of a bulk such intervals overlap for long: that much longer, and no more.
+        enough = self.step >= self._until + (steps if reach else 0)
+        return self._found(ritz, chosen) if enough else None
+
+    def _probes_needed(self, values: Tensor, chosen: Tensor, close: float) -> tuple[float, int]:
+        """Steps needed from fresh random directions, and how many are worth it; 0 where no copy can be missing.
 
         An eigenvalue λ above the last wanted one, θ, has had as many copies found as the block is wide, and perhaps
         more. Against the rest of the spectrum, of width s, t steps amplify it by the Chebyshev polynomial
@@ -230,12 +254,12 @@ class Search:
                 if rank > edge + close and copies >= task.width:
                     gaps.append(abs(rank**2 - edge**2) if self._square else rank - edge)
         if min(gaps) == math.inf:
-            return 0
+            return 0, 0
         limit = 10 + 2 * self.step if task.cheap else max(3, self.step // 4)
         if min(gaps) == 0.0 or width == 0.0:
-            return limit
+            return math.inf, limit
         gap = min(1.0, min(gaps) / width)
         growth = math.acosh(1.0 + 2.0 * gap)
         needed = math.ceil(math.acosh(100.0 * math.sqrt(self.state.length / gap)) / growth)
         restarted = needed * task.width > task.capacity - task.k  # and slower for it
-        return min(limit, 2 * needed if restarted else needed)
+        return 2 * needed if restarted else needed, limit
