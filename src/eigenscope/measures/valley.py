@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from eigenscope.measures import rates
 from eigenscope.measures.rates import Rates
 
-
 QUICK = 100_000
 """Steps of a method that is run beside an analysis at most: a fraction of a second."""
 

@@ -168,7 +168,7 @@ class _Work:
         plan, options, H = self.plan, self.options, self.H
         self.stage("point", self._point)
         ends: Ends = self.stage("ends", self._ends)
-        if self.pairs is not None and not self.pairs.finished and self.pairs.top.products < plan.pair_products:
+        if not self._whole("ends", ends):  # what an interrupt left of it
             raise KeyboardInterrupt
         self.stage(
             "slices", lambda: tuple(stages.drawn_slices(H, self._vectors(), self._gradient(), self.done["point"]))
@@ -200,16 +200,19 @@ class _Work:
 
     def stage(self, name: str, make: Callable[[], Any]) -> Any:
         """The result of a stage: from the run file, or made and written there."""
-        if name in self.kept and not (name == "ends" and not self.kept[name].finished):
+        if name in self.kept and self._whole(name, self.kept[name]):
             self.done[name] = self.kept[name]
             return self.done[name]
         self._tell(name)
         self.done[name] = make()
-        whole = name != "ends" or self.done[name].finished
-        if whole or self.done[name].top.products >= self.plan.pair_products:
+        if self._whole(name, self.done[name]):
             self.runfile.append(Record(name, {"content": pack(self.done[name])}), len(self.done))
         self._tell(name)
         return self.done[name]
+
+    def _whole(self, name: str, result: Any) -> bool:
+        """Whether nothing would be gained by doing it again with the products of this plan."""
+        return name != "ends" or result.finished or result.top.products >= self.plan.pair_products
 
     def _tell(self, label: str) -> None:
         done = self.H.products - self.before

@@ -24,7 +24,7 @@ STEPS, PROBES, DEFLATE = 40, 6, 10
 TRACE_PRODUCTS, METRIC_PRODUCTS, BLOCK_PRODUCTS = 100, 60, 20
 VECTORS = 8
 """Vectors of the length of the parameters that are held beside a basis."""
-LEAST_STEPS, LEAST_PROBES = 20, 2
+LEAST_STEPS, LEAST_PROBES, LEAST_METRIC, LEAST_BLOCK = 20, 2, 10, 5
 
 
 @dataclass(frozen=True)
@@ -176,19 +176,22 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
     left = options.budget - (0 if complete else pairs) - 1
     # An eighth each for the trace and the two other metrics; the density takes the rest, or what it needs of it.
     share = max(left // 8, 0)
-    metric = size if complete else min(METRIC_PRODUCTS, share)
+    metric = size if complete else min(METRIC_PRODUCTS, share) if share >= LEAST_METRIC else 0
     trace = min(TRACE_PRODUCTS, max(8, share)) if options.trace and (options.blocks or not complete) else 0
     left -= trace + (0 if complete else 2 * metric)
     density = None
     if options.density and not complete:
-        density = _density(size, each, room, left // 2 if options.blocks else left, notes)
+        reserved = LEAST_BLOCK * len(H.blocks(options.blocks)) if options.blocks else 0
+        density = _density(size, each, room, left - reserved, notes)
         left -= 0 if density is None else density[0] * density[1] + (2 * density[2] + 20 if density[2] else 0)
     blocks = (0, 0)
     if options.blocks:
         count = len(H.blocks(options.blocks))
         each_block = BLOCK_PRODUCTS if complete else min(BLOCK_PRODUCTS, left // count)
-        if each_block < 5:
-            notes.append(f"blocks: {count} of them need {5 * count} products, of which {max(left, 0)} are left")
+        if each_block < LEAST_BLOCK:
+            notes.append(
+                f"blocks: {count} of them need {LEAST_BLOCK * count} products, of which {max(left, 0)} are left"
+            )
         else:
             blocks = (count, each_block)
             left -= count * each_block
