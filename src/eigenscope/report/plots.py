@@ -125,7 +125,7 @@ def spectrum_figure() -> Figure:
     layout["bargap"] = 0.06
     layout["xaxis"] = plain_axis("index i", type="log", domain=[0, 0.45], nticks=4)
     layout["yaxis"] = plain_axis("singular value σᵢ", type="log", exponentformat="power", nticks=4)
-    layout["xaxis2"] = plain_axis("singular value σ", anchor="y2", domain=[0.56, 1], nticks=6)
+    layout["xaxis2"] = plain_axis("singular value σ", anchor="y2", domain=[0.56, 1], nticks=6, exponentformat="power")
     layout["yaxis2"] = plain_axis("number of values", anchor="x2", rangemode="tozero", nticks=6)
     return {"data": [values, floor, edge, tail, bars, density, mark], "layout": layout}
 
