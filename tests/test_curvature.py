@@ -390,6 +390,19 @@ def test_the_demo_and_its_command(tmp_path, monkeypatch, capsys):
     assert page.exists()
 
 
+def test_the_page_of_a_run_file_by_command(tmp_path, monkeypatch, capsys):
+    model, batches = problem("mlp")
+    found = es.curvature(model, cross_entropy, batches, budget=30, density=False, output=tmp_path / "run")
+    for arguments, code in ((["report", "run"], 0), (["report", "run", "run"], 2), (["export", "run", "run.csv"], 2)):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["eigenscope", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == code
+    assert (tmp_path / "run.html").read_text("utf-8") == curvature_page.render(content_of(found))
+    assert "no comparison" in capsys.readouterr().err
+
+
 ENTRY = """
 import torch
 from torch import nn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from eigenscope.engine.export import plain
 from eigenscope.errors import InputError
 from eigenscope.report import text
 from eigenscope.report.curvature_text import print_curvature
-from eigenscope.tasks.curvature import operator, run_plan
+from eigenscope.tasks.curvature import VERB, load_curvature, operator, run_plan, verb_of
 from eigenscope.tasks.curvature_content import content_of
 from eigenscope.tasks.curvature_options import CurvatureOptions, make_plan
 from eigenscope.tasks.curvature_source import TextOptions, open_problem
@@ -95,6 +96,22 @@ def run_curvature(source: str, texts: TextOptions, options: CurvatureOptions, wa
             print(wanted.report)
     if found.interrupted:
         raise KeyboardInterrupt
+
+
+def wrote_page(runs: Sequence[Path], page: Path) -> bool:
+    """Write the page of a run file, if it is of an analysis of curvature; whether it was.
+
+    Raises:
+        InputError: several runs, the first of which is.
+    """
+    if verb_of(runs[0]) != VERB:
+        return False
+    if len(runs) > 1:
+        raise InputError(
+            f"{len(runs)} runs", where=str(runs[0]), expected="one: analyses of curvature have no comparison"
+        )
+    load_curvature(runs[0]).report(page)
+    return True
 
 
 def _of_optimizer(options: CurvatureOptions, optimizer: torch.optim.Optimizer | None) -> CurvatureOptions:

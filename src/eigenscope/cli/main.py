@@ -139,6 +139,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the page of a run file, or of several side by side."""
+    from eigenscope.cli.curvature_run import wrote_page
     from eigenscope.cli.files import check_page
     from eigenscope.report.html import write_page
     from eigenscope.tasks.load import load_run
@@ -146,8 +147,9 @@ def report(
     page = output or runs[0].with_suffix(".html")
     for run in runs:
         check_page(page, run)
-    first, *others = (load_run(run) for run in runs)
-    write_page(first, page, others)
+    if not wrote_page(runs, page):
+        first, *others = (load_run(run) for run in runs)
+        write_page(first, page, others)
     typer.echo(page)
 
 

@@ -147,6 +147,16 @@ def load_curvature(path: str | Path) -> Curvature:
     )  # fmt: skip
 
 
+def verb_of(path: str | Path) -> str:
+    """The verb that wrote a run file.
+
+    Raises:
+        RunFileError: not a run file.
+    """
+    with RunFile(path) as file:
+        return file.load().verb
+
+
 class _Work:
     """The stages, one after the other; those that are done are not done again."""
 

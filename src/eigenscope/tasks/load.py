@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eigenscope.engine.runfile import RunFile
+from eigenscope.errors import InputError
 from eigenscope.results import Run
 from eigenscope.tasks import diff, scan
 
@@ -14,7 +15,13 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         RunFileError: not a run file, or damaged.
+        InputError: of a verb that has no table.
     """
     with RunFile(path) as file:
         run = file.load()
+    if run.verb == "curvature":
+        raise InputError(
+            "an analysis of curvature has no table of matrices", where=str(path),
+            remedy="use eigenscope report for its page, or curvature --json",
+        )  # fmt: skip
     return diff.judged(run) if run.verb == "diff" else scan.judged(run)
