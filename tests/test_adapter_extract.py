@@ -280,6 +280,25 @@ def test_changed_norms_and_biases_are_reported_and_written_on_request(tmp_path):
     ]  # fmt: skip
 
 
+def test_tied_embeddings_are_adapted_once_and_reach_the_output(tmp_path):
+    from peft import PeftModel
+
+    base = adapters.save(adapters.llama(tied=True), tmp_path / "base")
+    tuned = adapters.changed(adapters.llama(tied=True), ("embed_tokens",), 2)
+    found = es.extract_adapter(base, adapters.save(tuned, tmp_path / "tuned"), rank=2, workers=1)
+    assert list(found.layers) == ["model.embed_tokens"]
+    assert "tied to the output layer" in found.run.provenance["notes"]
+    found.save(tmp_path / "a")
+    with pytest.warns(UserWarning, match="missing adapter keys"):  # those that PEFT shares
+        adapted = PeftModel.from_pretrained(adapters.llama(tied=True), str(tmp_path / "a")).eval()
+    assert float((adapters.outputs(adapted) - adapters.outputs(tuned)).abs().max()) <= 1e-5
+    es.apply_adapter(base, found, tmp_path / "model")
+    applied = type(tuned).from_pretrained(tmp_path / "model").eval()
+    assert float((adapters.outputs(applied) - adapters.outputs(tuned)).abs().max()) <= 1e-5
+    live = es.extract_adapter(adapters.llama(tied=True), tuned, rank=2, workers=1)
+    assert list(live.layers) == ["model.embed_tokens"]
+
+
 def test_nothing_but_what_changed_is_written(tmp_path):
     tuned = adapters.changed(adapters.bert(), ("layer.1.attention.self.query",), 2)
     found = es.extract_adapter(adapters.bert(), tuned, rank=2, workers=1, save_modules=True)

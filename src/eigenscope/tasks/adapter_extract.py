@@ -28,7 +28,7 @@ from eigenscope.tasks.adapter_layer import (
     spectrum_of_change,
     written_dtype,
 )
-from eigenscope.tasks.adapter_saved import find_saved
+from eigenscope.tasks.adapter_saved import find_saved, tying
 from eigenscope.tasks.adapter_targets import Target, Targets, find_targets
 from eigenscope.tasks.adapter_text import input_metrics
 from eigenscope.tasks.rows import versions
@@ -305,7 +305,9 @@ def _assembled(plan: ExtractPlan, done: Mapping[str, Extracted], wall: float, cp
     layers = {found.layer.module: found.layer for found in ordered if found.layer is not None}
     _check_some(plan, ordered, layers)
     saved, remarks = find_saved(plan.base, plan.tuned, plan.targets, layers, write=plan.options.save_modules)
-    config: dict[str, Any] = {"task_type": task_of(plan.base), "base_model_name_or_path": named_base(plan.base)}
+    tables = [t.module for t in plan.targets.targets if t.module in layers and t.role.rpartition(".")[2] == "embedding"]
+    tied, said = tying(plan.base, tables)
+    config: dict[str, Any] = {"task_type": _task(plan.base), "base_model_name_or_path": _name(plan.base), **tied}
     file = AdapterFile(layers, config, saved, plan.tuned.source)
     refused = tuple(
         Coverage(name, plan.tuned.tensors[name].shape, plan.tuned.tensors[name].dtype, "not readable", reason, 0)
@@ -313,7 +315,7 @@ def _assembled(plan: ExtractPlan, done: Mapping[str, Extracted], wall: float, cp
     )
     provenance = {
         **versions(), **asdict(plan.options), "base": plan.base.source, "tuned": plan.tuned.source,
-        "notes": "; ".join((*plan.targets.notes, *remarks)), "workers": plan.workers, "wall seconds": round(wall, 3),
+        "notes": "; ".join((*plan.targets.notes, *remarks, *said)), "workers": plan.workers, "wall seconds": round(wall, 3),
         "CPU seconds": round(cpu, 3),
     }  # fmt: skip
     records = tuple(found.record for found in ordered)

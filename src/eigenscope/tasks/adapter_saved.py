@@ -1,4 +1,4 @@
-"""Norms and biases that training changed: reported, or written whole beside the factors, as PEFT's modules to save."""
+"""What an adapter needs beside its factors: norms and biases that training changed, and whether embeddings are tied."""
 
 from __future__ import annotations
 
@@ -66,3 +66,31 @@ def _pure(names: Collection[str], matrices: Collection[str]) -> set[str]:
         module for module in modules
         if module and module not in matrices and not any(other.startswith(f"{module}.") for other in matrices)
     }  # fmt: skip
+
+
+OUTPUTS = ("lm_head.weight", "embed_out.weight", "decoder.weight")
+GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+TIED_BY_PEFT = "embed_tokens"
+"""The one name of a token embedding whose adapter PEFT can share with the output layer."""
+
+
+def tying(base: Checkpoint, embeddings: Collection[str]) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """Configuration and remarks for adapted token embeddings that are also the output layer.
+
+    PEFT changes the one module that is named. With ``ensure_weight_tying`` the output layer has the change as well while the
+    adapter is not merged; merging adds it to the shared weight twice.
+
+    Args:
+        base: the open checkpoint.
+        embeddings: modules of adapted token embeddings.
+    """
+    names = base.config.get("architectures")
+    generates = isinstance(names, list) and any(str(name).endswith(GENERATORS) for name in names)
+    tied = base.config.get("tie_word_embeddings", generates and not any(n.endswith(OUTPUTS) for n in base.tensors))
+    if not tied or not embeddings:
+        return {}, ()
+    if any(name.endswith(TIED_BY_PEFT) for name in embeddings):
+        said = "the embedding is tied to the output layer: written with ensure_weight_tying; to merge use adapter apply, as " \
+               "PEFT would add the change to the shared weight twice"  # fmt: skip
+        return {"ensure_weight_tying": True}, (said,)
+    return {}, ("the embedding is tied to the output layer, which PEFT changes only when the adapter is merged",)
