@@ -307,7 +307,7 @@ def _assembled(plan: ExtractPlan, done: Mapping[str, Extracted], wall: float, cp
     saved, remarks = find_saved(plan.base, plan.tuned, plan.targets, layers, write=plan.options.save_modules)
     tables = [t.module for t in plan.targets.targets if t.module in layers and t.role.rpartition(".")[2] == "embedding"]
     tied, said = tying(plan.base, tables)
-    config: dict[str, Any] = {"task_type": _task(plan.base), "base_model_name_or_path": _name(plan.base), **tied}
+    config: dict[str, Any] = {"task_type": task_of(plan.base), "base_model_name_or_path": named_base(plan.base), **tied}
     file = AdapterFile(layers, config, saved, plan.tuned.source)
     refused = tuple(
         Coverage(name, plan.tuned.tensors[name].shape, plan.tuned.tensors[name].dtype, "not readable", reason, 0)
