@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eigenscope.errors import InputError
 from eigenscope.operators.base import LinearOperator
+from eigenscope.operators.parameters import Layout
 
 REAL = (torch.float32, torch.float64)
 
@@ -37,8 +38,9 @@ class LossHessian(LinearOperator):
 
     def __init__(self, loss: Tensor, parameters: Sequence[Tensor]) -> None:
         self.parameters = tuple(parameters)
+        self._layout = Layout(("",) * len(self.parameters), self.parameters)
         dtype, device = _kind(self.parameters)
-        super().__init__((size := sum(p.numel() for p in self.parameters), size), dtype, device, symmetric=True)
+        super().__init__((self._layout.size, self._layout.size), dtype, device, symmetric=True)
         try:
             self._gradients = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
         except RuntimeError as error:
@@ -50,7 +52,7 @@ class LossHessian(LinearOperator):
             )  # fmt: skip
         _check_graph(self._gradients)
         self.unused = tuple(part is None for part in self._gradients)
-        self.gradient = self._flat(self._gradients).detach()
+        self.gradient = self._layout.flat(self._gradients).detach()
 
     def _matmat(self, X: Tensor) -> Tensor:
         columns = [self._product(X[:, column]) for column in range(X.shape[1])]
@@ -72,17 +74,13 @@ class LossHessian(LinearOperator):
             products = torch.autograd.grad(outputs, self.parameters, weights, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise _explained(error) from error
-        return self._flat(products).detach()
-
-    def _flat(self, parts: Sequence[Tensor | None]) -> Tensor:
-        filled = (torch.zeros_like(p) if part is None else part for part, p in zip(parts, self.parameters, strict=True))
-        return torch.cat([part.reshape(-1).to(self.dtype) for part in filled])
+        return self._layout.flat(products).detach()
 
 
 def split(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """The parts of a flat vector (n,) that belong to each parameter, in its shape and dtype."""
-    parts = torch.split(vector, [p.numel() for p in parameters])
-    return [part.view(p.shape).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
+    parts = Layout(("",) * len(parameters), tuple(parameters)).split(vector)
+    return [part.to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
 
 def _kind(parameters: Sequence[Tensor]) -> tuple[torch.dtype, torch.device]:
