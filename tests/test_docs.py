@@ -50,6 +50,7 @@ def test_code_in_the_documentation_runs(page, tmp_path, monkeypatch):
 def test_every_verb_has_its_line_in_the_readme():
     text = (ROOT / "README.md").read_text("utf-8")
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    verbs |= {group.name for group in app.registered_groups}
     shown = set(re.findall(r"^\| `eigenscope (\w+)", text, re.MULTILINE))
     assert shown == verbs
 
