@@ -19,7 +19,7 @@ from eigenscope.monitor.edges import EdgeOfStability
 from eigenscope.monitor.reading import Meter, Reading
 from eigenscope.results import Record
 
-FIRST = 100.0
+FIRST = 60.0
 """Steps that a first measurement is taken to last, before one was timed."""
 NEAR, CLEAR = 0.95, 0.9
 """Part of the edge of stability at which a warning is given, and below which the next crossing is another one."""
@@ -35,7 +35,7 @@ class Monitor:
             edge of stability is a statement about the loss on all training data.
         optimizer: the live optimiser, whose learning rate and state are read.
         every: measure after every so many steps; None for as often as ``overhead`` allows, the first time when the
-            training so far pays for it.
+            training so far pays for it, which is after some 1200 steps: give a short training a number.
         overhead: with ``every=None``, the time that measurements may take over that of the training; caches that
             they displace add a little.
         samples: random vectors of the trace's estimate, one product each; 0 for no trace.
