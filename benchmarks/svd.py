@@ -3,9 +3,15 @@
 Usage: python benchmarks/svd.py [--rounds 3] [--only TEXT] [--k 16 64 256] [--smollm FOLDER]
 
 Two goals: (a) captured energy, ‖A V‖_F² within 1e-3 of the optimal Σσᵢ²; (b) every value within 1e-4 of itself. Each
-contender climbs its own ladder of effort until it reaches the goal; that rung is then timed in turns with the others.
-``-`` marks a contender that did not reach the goal, or took ten times the best time on the way. scikit-learn and primme
-take part where they are installed, the weights where their packages are.
+contender climbs its own ladder of effort until it reaches the goal; that rung is then timed in turns with the others, unless
+it took four times the best time already. ``-`` marks a contender that did not reach the goal, or took ten times the best time
+on the way; LAPACK is left out from 4000 columns. scikit-learn and primme take part where they are installed, MiniLM where its
+package is.
+
+Where we lose, and why. The rivals return what they have; ours measure both residuals of every triplet by 2k further products, and
+look for values that were missed. That is a tenth of the time where hundreds of products are needed, and a half of it where a
+dozen are: with steep spectra, and below 600 columns, where a whole decomposition takes a few milliseconds. PROPACK's figures
+on clustered spectra are those of the tolerance at which it happened to find every copy.
 """
 
 from __future__ import annotations
@@ -95,13 +101,16 @@ CONTENDERS: dict[str, tuple[Solver, Sequence[float]]] = {
     ),
     "svd_lowrank": (_torch_lowrank, POWERS),
     "sklearn": (_sklearn, POWERS),
-    "arpack": (_svds("arpack"), (1e-1, 1e-2, 1e-3, 1e-5)),
-    "propack": (_svds("propack"), (1e-1, 1e-2, 1e-3, 1e-5)),
-    "lobpcg": (_svds("lobpcg"), (1e-1, 1e-2, 1e-3, 1e-5)),
-    "primme": (_primme, (1e-1, 1e-2, 1e-3, 1e-5)),
+    "arpack": (_svds("arpack"), (0.3, 1e-1, 1e-2, 1e-3, 1e-5)),
+    "our propack": (
+        lambda A, k, tol: _ours(es.svd(A, k, method="propack", tol=tol, generator=seeded())), TOLERANCES
+    ),
+    "propack": (_svds("propack"), (0.3, 1e-1, 1e-2, 1e-3, 1e-5)),
+    "lobpcg": (_svds("lobpcg"), (0.3, 1e-1, 1e-2, 1e-3, 1e-5)),
+    "primme": (_primme, (0.3, 1e-1, 1e-2, 1e-3, 1e-5)),
     "lapack": (_lapack, (0,)),
 }  # fmt: skip
-OURS = ("auto", "krylov", "gram", "randomized")
+OURS = ("auto", "krylov", "gram", "randomized", "our propack")
 GOALS = {"energy": 1e-3, "values": 1e-4}
 
 
@@ -167,14 +176,18 @@ def timed(solve: Solver, A: torch.Tensor, k: int, level: float) -> tuple[float, 
     return time.process_time() - begun, answer
 
 
-def climb(A: torch.Tensor, k: int, truth: np.ndarray) -> dict[str, dict[str, tuple[float, float]]]:
-    """goal → contender → (lowest rung that reaches it, accuracy there)."""
-    reached: dict[str, dict[str, tuple[float, float]]] = {goal: {} for goal in GOALS}
+Rungs = dict[str, tuple[float, float, float]]
+"""Contender → (lowest rung that reaches the goal, accuracy there, CPU seconds)."""
+
+
+def climb(A: torch.Tensor, k: int, truth: np.ndarray) -> dict[str, Rungs]:
+    """goal → what each contender needs for it."""
+    reached: dict[str, Rungs] = {goal: {} for goal in GOALS}
     best = dict.fromkeys(GOALS, float("inf"))
     for name, (solve, ladder) in CONTENDERS.items():
-        if (name == "primme" and not importlib.util.find_spec("primme")) or (
-            name == "sklearn" and not importlib.util.find_spec("sklearn")
-        ):
+        if name in ("primme", "sklearn") and not importlib.util.find_spec(name):
+            continue
+        if name == "lapack" and min(A.shape) > 4000:
             continue
         for level in ladder:
             try:
@@ -184,19 +197,24 @@ def climb(A: torch.Tensor, k: int, truth: np.ndarray) -> dict[str, dict[str, tup
             errors = accuracy(A, truth, answer)
             for goal, limit in GOALS.items():
                 if name not in reached[goal] and errors[goal] <= limit:
-                    reached[goal][name] = (level, errors[goal])
+                    reached[goal][name] = (level, errors[goal], seconds)
                     best[goal] = min(best[goal], seconds)
             if all(name in reached[goal] for goal in GOALS) or seconds > 10.0 * max(best.values()):
                 break
     return reached
 
 
-def measured(A: torch.Tensor, k: int, rungs: dict[str, tuple[float, float]], rounds: int) -> dict[str, float]:
-    """contender → median CPU seconds, taken in turns."""
-    spent: dict[str, list[float]] = {name: [] for name in rungs}
+def measured(A: torch.Tensor, k: int, rungs: Rungs, rounds: int) -> dict[str, float]:
+    """contender → median CPU seconds, taken in turns; of those far behind the seconds of the climb."""
+    best = min((seconds for _, _, seconds in rungs.values()), default=0.0)
+    spent = {name: [seconds] for name, (_, _, seconds) in rungs.items()}
+    for name, (_, _, seconds) in rungs.items():
+        if seconds <= 4.0 * best:
+            spent[name].clear()
     for _ in range(rounds):
-        for name, (level, _) in rungs.items():
-            spent[name].append(timed(CONTENDERS[name][0], A, k, level)[0])
+        for name, (level, _, seconds) in rungs.items():
+            if seconds <= 4.0 * best:
+                spent[name].append(timed(CONTENDERS[name][0], A, k, level)[0])
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
@@ -213,11 +231,12 @@ def main() -> None:
     ratios: dict[str, list[tuple[float, float]]] = {goal: [] for goal in GOALS}
     print("goal,case,k," + ",".join(CONTENDERS) + ",best rival,rival/auto,auto/our best")
     for name, matrix in cases(arguments.smollm):
-        if arguments.only not in name:
+        if arguments.only.lower() not in name.lower():
             continue
         every = es.spectrum(matrix).values.numpy()
         for k in arguments.k:
             if 2 * k >= min(matrix.shape):
+                print(f"# {name}, k = {k}: half of the values or more", flush=True)
                 continue
             for goal, rungs in climb(matrix, k, every[:k]).items():
                 times = measured(matrix, k, rungs, arguments.rounds)

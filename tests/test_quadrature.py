@@ -584,3 +584,38 @@ def test_bad_sums_are_refused():
         nuclear_norm(gaussian(4, 4, 1), steps=3)
     with pytest.raises(InputError, match="tol"):
         nuclear_norm(gaussian(4, 4, 1), tol=0.0)
+
+
+@pytest.mark.parametrize("name", ["semicircle", "atoms", "half"])
+def test_band_of_the_blurred_share_covers_as_often_as_it_says(name):
+    steps = torch.arange(200, dtype=torch.float64)
+    values = {
+        "semicircle": torch.cos(math.pi * (steps + 0.5) / 200).sort().values,
+        "atoms": (steps // 67),
+        "half": torch.where(steps < 100, 0.0, steps / 200),
+    }[name]
+    operator = Dense(symmetric_with_spectrum(values, seed=1), symmetric=True)
+    points = torch.quantile(values, torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)) + 1e-3
+    held, narrow = [], []
+    for seed in range(50):
+        found = density(operator, steps=12, deflate=0, generator=seeded(seed))
+        value, low, high = found.cumulative(points, 0.15)
+        blurred = (0.5 + 0.5 * torch.erf((points.unsqueeze(1) - values) / (0.15 * 2**0.5))).mean(dim=1)
+        held.append((low <= blurred) & (blurred <= high))
+        narrow.append(((value - blurred).abs() <= 0.4 * (high - value)).double().mean())
+    # 200 checks, those of a seed alike: 0.9 to 0.99, two standard errors of 50 about 0.95.
+    assert 0.88 <= float(torch.stack(held).double().mean()) <= 0.995
+    assert float(torch.stack(narrow).mean()) < 0.85  # a band of less than half the width does not cover
+
+
+def test_blurred_share_of_one_probe_and_of_a_known_spectrum():
+    operator = Dense(symmetric_with_spectrum(torch.arange(30.0).double(), seed=1), symmetric=True)
+    points = torch.tensor([-50.0, 10.5, 80.0], dtype=torch.float64)
+    _, low, high = density(operator, probes=1, deflate=0, generator=seeded(0)).cumulative(points)
+    assert low.tolist() == [0.0] * 3
+    assert high.tolist() == [1.0] * 3
+    value, low, high = density(operator, steps=60, deflate=30, generator=seeded(0)).cumulative(points, 1e-3)
+    assert torch.allclose(value, torch.tensor([0.0, 11 / 30, 1.0]).double(), atol=1e-6)
+    assert bool((high - low <= 1e-12).all())
+    with pytest.raises(InputError, match="cumulative"):
+        density(operator, generator=seeded(0)).cumulative(points, 0.0)

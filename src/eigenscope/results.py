@@ -115,7 +115,7 @@ class Density:
         mean: (g,) distribution function there, 0…1: the share of eigenvalues at or below each point, constant from
             each point to the next. ``mean[0]`` is 0, the share left of the first point.
         low, high: (g,) band around it: ``level`` standard errors over the probes, beyond what the quadrature leaves
-            open on either side.
+            open on either side. It nearly always covers; :meth:`cumulative` has the 95 % band of what is resolved.
         bracket: (g,) half the width of what the quadrature leaves open, without the standard errors.
         nodes: (q,) every quadrature node, ascending: deflated eigenvalues and Ritz values of all probes.
         weights: (p, q) what each of p probes gives to each node; a row sums to 1.
@@ -178,11 +178,7 @@ class Density:
         Raises:
             InputError: the width is not positive, or there is a single node, which has no spacing.
         """
-        width = self._spacing() * _GAUSSIAN if width is None else width
-        if not width > 0.0:
-            raise InputError(
-                f"width {width}", where="smoothed", expected="a positive width", remedy="pass width=, all mass is at one point"
-            )  # fmt: skip
+        width = self._width(width, "smoothed")
         bells = (-0.5 * ((points.unsqueeze(1) - self.nodes) / width) ** 2).exp() / (width * (2.0 * math.pi) ** 0.5)
         curves = bells @ self.weights.T
         probes = curves.shape[1]
@@ -193,6 +189,44 @@ class Density:
         else:
             stderr = curves.std(dim=1) / probes**0.5
         return curves.mean(dim=1), stderr
+
+    def cumulative(self, points: Tensor, width: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Share of the eigenvalues below each of (g,) points, every eigenvalue blurred by a Gaussian, with a 95 % band: (g,) each.
+
+        The integral of :meth:`smoothed`. At the default width the quadrature is as good as exact for what is blurred, and what is
+        left is the error of the probes: Student's t over them covers the blurred share in about 95 of 100 runs. The other band,
+        ``low`` and ``high``, is of the share itself: it bounds what the quadrature does not resolve, and so nearly always covers.
+        With one probe the band is 0…1.
+
+        Args:
+            points: (g,) float64 places on the axis.
+            width: standard deviation of the Gaussians, in units of the eigenvalues.
+
+        Returns:
+            The share 0…1, and the lower and the upper end of its band.
+
+        Raises:
+            InputError: as :meth:`smoothed`.
+        """
+        from scipy.special import stdtrit
+
+        width = self._width(width, "cumulative")
+        shares = (0.5 + 0.5 * ((points.unsqueeze(1) - self.nodes) / (width * 2.0**0.5)).erf()) @ self.weights.T
+        mean, probes = shares.mean(dim=1), shares.shape[1]
+        if self.deflated == self.size:
+            return mean, mean, mean
+        if probes == 1:
+            return mean, mean.new_zeros(len(points)), mean.new_ones(len(points))
+        half = float(stdtrit(probes - 1, 0.975)) * shares.std(dim=1) / probes**0.5
+        return mean, (mean - half).clamp(min=0.0), (mean + half).clamp(max=1.0)
+
+    def _width(self, width: float | None, where: str) -> float:
+        width = self._spacing() * _GAUSSIAN if width is None else width
+        if not width > 0.0:
+            raise InputError(
+                f"width {width}", where=where, expected="a positive width", remedy="pass width=, all mass is at one point"
+            )  # fmt: skip
+        return width
 
     def _step(self, x: float, inclusive: bool) -> int:
         """Index of the step of ``mean`` that holds at x, or just left of it."""

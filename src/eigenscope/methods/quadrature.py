@@ -151,7 +151,8 @@ def density(
     Chebyshev-Markov-Stieltjes inequalities (Szegő, Orthogonal Polynomials, §3.41): between two nodes of one
     probe, its distribution function differs from the staircase by no more than the weights of these two nodes. A rule
     that ended in an invariant subspace is exact and leaves nothing open. Deflated values bound the band from
-    both sides. With one probe nothing tells the standard error, and the band is 0…1.
+    both sides. With one probe nothing tells the standard error, and the band is 0…1. This band errs on the safe side; that of
+    :meth:`Density.cumulative <eigenscope.results.Density.cumulative>`, of the blurred share, covers in 95 of 100 runs.
 
     Args:
         A: (m, n) tensor, ndarray, SciPy sparse matrix or operator. Never changed.
