@@ -19,6 +19,9 @@ from eigenscope.errors import InputError
 from eigenscope.methods.exact import DEFAULT_TOLERANCE, ROUNDING
 from eigenscope.results import Spectrum
 
+SEEN = 1e-6
+"""Of an error: what rounding to the format of storage cannot move it by is not looked for."""
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -169,7 +172,7 @@ class Approximation:
 
     Attributes:
         factors: in the dtype of storage.
-        error: ‖s·B A − factors‖_F, measured, the rounding of storage included.
+        error: ‖s·B A − factors‖_F, measured; the rounding of storage is in it unless it is below ``SEEN`` of it.
         least: √Σ_{i>k} σᵢ², which no map of that rank can be below.
     """
 
@@ -212,7 +215,10 @@ def recompressed(
     B, A = wide.B @ T, S.T @ wide.A
     stored = Factors(B.to(dtype), A.to(dtype), scale)
     least = float(torch.linalg.vector_norm(found.values[k:]))
-    error = _error(wide, found, (T, S), (stored.B.double() - B, stored.A.double() - A), scale)
+    X = wide.scale * torch.eye(wide.rank, dtype=torch.float64) - scale * (T @ S.T)
+    error = float(torch.linalg.matrix_norm(found.upper @ X @ found.lower.T))
+    if not _rounding_bound(found.values[:k], sum(B.shape) * sum(A.shape), scale, dtype) <= SEEN * error:
+        error = _rounded(wide, found, (X, T, S), (stored.B.double() - B, stored.A.double() - A), scale, error)
     if not math.isfinite(error):
         raise InputError(
             f"factors beyond the range of {dtype}", where="recompressed", remedy="store them as bfloat16 or float32"
@@ -220,18 +226,33 @@ def recompressed(
     return Approximation(stored, error, least)
 
 
-def _error(
-    factors: Factors, core: Core, coefficients: tuple[Tensor, Tensor], roundings: tuple[Tensor, Tensor], scale: float
+def _rounding_bound(values: Tensor, entries: int, scale: float, dtype: torch.dtype) -> float:
+    """Bound on what rounding U√(Σ/|s′|) and √(Σ/|s′|)Vᵀ can do to their product, in the Frobenius norm; ∞ if they overflow."""
+    if not len(values):
+        return 0.0
+    kind = torch.finfo(dtype)
+    longest, whole = math.sqrt(float(values[0]) / abs(scale)), math.sqrt(float(values.sum()) / abs(scale))
+    if not longest < kind.max:
+        return math.inf
+    off = 0.5 * kind.eps * whole + kind.smallest_normal * kind.eps * math.sqrt(entries)
+    return abs(scale) * off * (2.0 * longest + off)
+
+
+def _rounded(
+    factors: Factors,
+    core: Core,
+    coefficients: tuple[Tensor, Tensor, Tensor],
+    roundings: tuple[Tensor, Tensor],
+    scale: float,
+    inside: float,
 ) -> float:
     """‖s·B A − s′(B T + E)(Sᵀ A + F)‖_F, measured from what the factors became.
 
-    With X = s I − s′ T Sᵀ the difference is B X A, what was cut, less s′(B T F + E Sᵀ A + E F), what rounding did. The first
-    is formed in the core; norms and inner products with the others are traces of small matrices, in which nothing large
-    cancels: ‖P K Qᵀ‖_F² = Σ (PᵀP K QᵀQ) ∘ K.
+    With X = s I − s′ T Sᵀ the difference is B X A, what was cut and is ``inside`` long, less s′(B T F + E Sᵀ A + E F), what
+    rounding did. Norms and inner products with these are traces of small matrices, in which nothing large cancels:
+    ‖P K Qᵀ‖_F² = Σ (PᵀP K QᵀQ) ∘ K.
     """
-    (T, S), (E, F) = coefficients, roundings
-    X = factors.scale * torch.eye(factors.rank, dtype=torch.float64) - scale * (T @ S.T)
-    inside = float(torch.linalg.matrix_norm(core.upper @ X @ core.lower.T))
+    (X, T, S), (E, F) = coefficients, roundings
     rank, k = T.shape
     K = -scale * torch.cat([torch.cat([torch.zeros_like(X), T], 1), torch.cat([S.T, torch.eye(k).double()], 1)])
     W = _gram(core.upper, factors.B, E) @ K @ _gram(core.lower, factors.A.T, F.T)

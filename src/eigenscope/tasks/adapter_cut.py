@@ -102,8 +102,9 @@ class Product:
     method = "factored"
 
     def __init__(self, like: AdapterLayer, factors: Factors, before: int) -> None:
-        self.like, self.before, self.factors = like, before, factors
-        self.core = core_svd(factors)
+        self.like, self.before = like, before
+        self.factors = Factors(factors.B.double(), factors.A.double(), factors.scale)
+        self.core = core_svd(self.factors)
 
     def values(self) -> NDArray[np.float64]:
         """Singular values above rounding, descending."""
