@@ -69,7 +69,8 @@ def apply_adapter(
     """Write the base with the adapter in its weights: W + scale · B A, of DoRA with its rows rescaled.
 
     One tensor is in memory at a time; shards, names and dtypes are those of the base, and its other files (configuration,
-    tokenizer) are copied. The folder appears when it is whole.
+    tokenizer) are copied; of a hub id, those that were fetched with its weights, which are JSON alone. The folder appears when
+    it is whole.
 
     Args:
         base: a path, a hub id, ``"demo"``, an ``nn.Module``, or a mapping. Never changed.

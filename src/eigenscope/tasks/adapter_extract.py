@@ -227,6 +227,7 @@ class _Sweep:
         if options.budget is None:
             return {target.module: common for target in targets}
         spectra = dict(self._each(self._spectrum, 0, 2 * len(targets)))
+        # An embedding reads one of n tokens: with each as likely, E‖ΔW x‖² is ‖ΔW‖²/n, beside the moments of the others.
         scales = {t.module: t.sides[1] ** -0.5 if self.metrics and t.kind == "embedding" else 1.0 for t in targets}
         ordered = [spectra[target.module] * scales[target.module] for target in targets]
         size, costs, fixed = self._prices([len(values) > 0 for values in ordered])
