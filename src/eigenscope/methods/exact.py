@@ -1,8 +1,9 @@
 """Decompositions of dense matrices by LAPACK, with the error bound of the route taken.
 
-Two routes. *gram*: the float64 Gram matrix of the small side, summed block by block, then ``dsyevr``; the
+Two routes. *gram*: the float64 Gram matrix of the small side, summed block by block, then its eigenvalues; the
 fastest, and for float32 weights more accurate than a float32 SVD, but squaring costs half of the digits of
-the smallest values. *lapack*: a bidiagonal SVD (``gesdd``), whose absolute error is a few eps·σ₁.
+the smallest values. Where these are few, inverse iteration finds them again. *lapack*: a bidiagonal SVD
+(``gesdd``), whose absolute error is a few eps·σ₁.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from eigenscope.errors import InputError
 from eigenscope.methods.lapack import add_gram, symmetric_eigen
+from eigenscope.methods.smallest import smallest_values
 from eigenscope.results import Spectrum
 
 ROUNDING = {
@@ -88,6 +90,9 @@ def singular_values(A: Tensor, *, method: str = "auto", tol: float | None = None
     else:
         if float(by_gram.bounds[-1]) <= SMALLEST_RELATIVE * smallest or largest == 0.0:
             return by_gram
+        refined = _smallest_again(A, by_gram)
+        if refined is not None:
+            return refined
         reason = f"σ_min/σ_max ≈ {smallest / largest:.0e} is near the floor of the Gram route"
     return _by_lapack(A, reason, tol, torch.float64)
 
@@ -112,6 +117,29 @@ def _by_gram(A: Tensor, tol: float | None) -> Spectrum:
         "gram",
         "float64 Gram matrix of the small side, fastest",
     )
+
+
+def _smallest_again(A: Tensor, found: Spectrum) -> Spectrum | None:
+    """The spectrum with the values that squaring left no digits of found by inverse iteration; None if that fails."""
+    values, bounds = found.values, found.bounds
+    size, doubtful = len(values), int((bounds > SMALLEST_RELATIVE * values).sum())
+    most = min(2 * doubtful + 8, size // 8)
+    if A.device.type != "cpu" or doubtful > most:
+        return None
+    # Cut where the gap is widest, so that the two parts of the spectrum cannot be mistaken for one another.
+    counts = torch.arange(doubtful, most + 1)
+    count = int(counts[((values - bounds)[size - counts - 1] / values[size - counts].clamp(min=1e-300)).argmax()])
+    scale = 2.0 ** _exponent(A)
+    rounding = lapack_bound(found.shape, float(values[0]))
+    above = float(values[size - count - 1] - bounds[size - count - 1])
+    again = smallest_values(_scaled(A, _exponent(A)).to(torch.float64), count, above / scale, rounding / scale)
+    if again is None:
+        return None
+    values, bounds = values.clone(), bounds.clone()
+    values[-count:] = again[0] * scale
+    bounds[-count:] = again[1] * scale + rounding
+    reason = f"{found.reason}; {count} smallest by inverse iteration"
+    return _values_only(values, bounds, found.shape, None, "gram", reason)
 
 
 def _by_lapack(A: Tensor, reason: str, tol: float | None, dtype: torch.dtype) -> Spectrum:
