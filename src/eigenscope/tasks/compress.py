@@ -204,40 +204,11 @@ def factorise(
     """
     _claim(folder, subject, options)
     model, workers = subject.model, workers or available_cpus()
-    groups = passes(model, subject.layers, MEMORY)
-    steps = len(groups) * (2 * len(subject.fitted) + len(subject.held_out))
-    done = 0
-
-    def tick(label: str) -> Callable[[], None]:
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            progress(Progress(done, max(steps, done), label))
-
-        return advance
-
-    likelihood = subject.likelihood
-    fitted = calibrate(
-        model, groups, lambda: subject.fitted, "fitted", folder,
-        likelihood=likelihood if options.objective == "two-sided" else None, seed=options.seed, progress=tick("moments"),
-    )  # fmt: skip
-    held_out = calibrate(
-        model, groups, lambda: subject.held_out, "held-out", folder,
-        likelihood=likelihood, seed=options.seed + 1, progress=tick("moments of the held-out text"),
-    )  # fmt: skip
-    random = None
-    if subject.random_tokens and options.prior != 0.0 and options.objective in ("two-sided", "one-sided"):
-        random = calibrate(
-            model, groups, lambda: subject.random_batches(options.seed + 2), "random", folder,
-            likelihood=None, seed=options.seed, progress=tick("moments of random tokens"),
-        )  # fmt: skip
-    sharing = _sharing(subject.layers, fitted)
-    steps = done + len(sharing)
-    fitting = Fitting(
-        options.objective, options.prior or 0.0, OUTPUT_DAMPING, fitted, held_out, random, subject.samples
-    )  # fmt: skip
-    notes = [*subject.notes, *(f"{name} is used more than once in a pass" for name in fitted.repeated)]
-    if options.prior is None and random is not None:
+    steps = _Steps(progress)
+    fitting = _measured(subject, options, folder, steps)
+    sharing = _sharing(subject.layers, fitting.fitted)
+    notes = [*subject.notes, *(f"{name} is used more than once in a pass" for name in fitting.fitted.repeated)]
+    if options.prior is None and fitting.random is not None:
         tried = [replace(fitting, prior=prior) for prior in PRIORS]
         fitting, seen = _best(subject, options, tried, sharing, folder, workers)
         notes.append(
@@ -248,8 +219,51 @@ def factorise(
         fitting, seen = _best(subject, options, tried, sharing, folder, workers)
         notes.append(f"damping of the outputs' metric: {fitting.damping:g}; held-out loss of some layers {seen}")
     terms_folder = _terms_folder(folder, fitting)
-    found = {layer.name: layer for layer in fit(model, sharing, fitting, terms_folder, workers, tick("layers"))}
+    steps.total = steps.done + len(sharing)
+    found = {
+        layer.name: layer for layer in fit(model, sharing, fitting, terms_folder, workers, steps.advance("layers"))
+    }
     return Factored(subject, options, [found[name] for name in subject.layers], fitting.prior, terms_folder, notes)
+
+
+class _Steps:
+    """Counts what has been done, for whoever listens."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener, self.done, self.total = listener, 0, 0
+
+    def advance(self, label: str) -> Callable[[], None]:
+        """A function that counts one step of that label at each call."""
+
+        def step() -> None:
+            self.done += 1
+            self.listener(Progress(self.done, max(self.total, self.done), label))
+
+        return step
+
+
+def _measured(subject: Subject, options: CompressOptions, folder: Path, steps: _Steps) -> Fitting:
+    """The moments of the text fitted to, of that held out, and of random tokens where they are wanted."""
+    model, likelihood, seed = subject.model, subject.likelihood, options.seed
+    groups = passes(model, subject.layers, MEMORY)
+    steps.total = len(groups) * (2 * len(subject.fitted) + len(subject.held_out))
+    fitted = calibrate(
+        model, groups, lambda: subject.fitted, "fitted", folder,
+        likelihood=likelihood if options.objective == "two-sided" else None, seed=seed, progress=steps.advance("moments"),
+    )  # fmt: skip
+    held_out = calibrate(
+        model, groups, lambda: subject.held_out, "held-out", folder,
+        likelihood=likelihood, seed=seed + 1, progress=steps.advance("moments of the held-out text"),
+    )  # fmt: skip
+    random = None
+    if subject.random_tokens and options.prior != 0.0 and options.objective in ("two-sided", "one-sided"):
+        random = calibrate(
+            model, groups, lambda: subject.random_batches(seed + 2), "random", folder,
+            likelihood=None, seed=seed, progress=steps.advance("moments of random tokens"),
+        )  # fmt: skip
+    return Fitting(
+        options.objective, options.prior or 0.0, OUTPUT_DAMPING, fitted, held_out, random, subject.samples
+    )  # fmt: skip
 
 
 def _sharing(layers: Sequence[str], moments: MomentFiles) -> list[list[str]]:
