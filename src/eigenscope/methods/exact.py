@@ -139,7 +139,7 @@ def _smallest_again(A: Tensor, found: Spectrum) -> Spectrum | None:
     values[-count:] = again[0] * scale
     bounds[-count:] = again[1] * scale + rounding
     reason = f"{found.reason}; {count} smallest by inverse iteration"
-    return _values_only(values, bounds, found.shape, None, "gram", reason)
+    return _values_only(values, bounds, found.shape, None, "gram, inverse iteration", reason)
 
 
 def _by_lapack(A: Tensor, reason: str, tol: float | None, dtype: torch.dtype) -> Spectrum:
