@@ -25,6 +25,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.oracles
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/svd.py
+	$(BIN)/python benchmarks/resize.py
 
 oracles: $(VENV)/.oracles
 	$(BIN)/python oracles/lapack.py
