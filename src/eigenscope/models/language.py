@@ -58,9 +58,10 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
         raise InputError("transformers is not installed", remedy="pip install 'eigenscope[text]'")
     import transformers
 
+    logging: Any = transformers.utils.logging
     folder = demo_folder() if str(source) == "demo" and not Path(source).exists() else source
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or ["AutoModel"])[0]
@@ -76,7 +77,7 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
         ) from error  # fmt: skip
     finally:
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            logging.enable_progress_bar()
     check_tokenizer(model, tokenizer, str(source))
     return LanguageModel(model, tokenizer, kind, str(source))
 
