@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ import eigenscope as es
 from eigenscope.cli import main as cli
 from eigenscope.errors import InputError, RunFileError, SourceError
 from eigenscope.report import curvature_figures, curvature_page
+from eigenscope.report.curvature_text import print_curvature
 from eigenscope.tasks import curvature as task
 from eigenscope.tasks import curvature_stages
 from eigenscope.tasks.curvature_content import content_of, signed_log
@@ -388,6 +390,27 @@ def test_the_demo_and_its_command(tmp_path, monkeypatch, capsys):
     assert content["verdict"]["kind"] == "not a critical point"
     assert content["point"]["parameters"] == 354
     assert page.exists()
+
+
+def test_the_gauss_newton_matrix_cannot_show_a_saddle():
+    model, batches = problem("mlp")
+    found = es.curvature(model, cross_entropy, batches, gauss_newton=True, budget=1000)
+    assert found.verdict.index == 0
+    assert any("cannot show a saddle" in note for note in found.notes)
+    assert not any("cannot show" in note for note in es.curvature(model, cross_entropy, batches, budget=20).notes)
+
+
+def test_what_is_printed_holds_the_verdict_the_advice_and_every_pair():
+    model, batches = problem("mlp")
+    content = content_of(es.curvature(model, cross_entropy, batches, budget=1000, blocks="layer"))
+    stream = io.StringIO()
+    print_curvature(content, file=stream, width=120)
+    printed = " ".join(stream.getvalue().split())
+    for sentence in (content["verdict"]["sentence"], *content["advice"], *content["notes"]):
+        assert sentence in printed
+    lines = [line.split() for line in stream.getvalue().splitlines()]
+    assert sum(line[:1] == ["top"] for line in lines) == sum(line[:1] == ["bottom"] for line in lines) == 5
+    assert [line[0] for line in lines if line[:1] and line[0] in ("0", "2", "4")] == ["0", "2", "4"]
 
 
 def test_the_page_of_a_run_file_by_command(tmp_path, monkeypatch, capsys):

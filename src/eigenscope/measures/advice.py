@@ -113,7 +113,7 @@ def on_escape(way: Escape | None, loss: float) -> list[str]:
     if way.reach == 0.0:
         return [
             f"Along the most negative curvature (λ = {_signed(way.eigenvalue)}) the loss did not fall as its second derivative"
-            " promises: it is of the size of rounding, or changes within a thousandth of ‖θ‖."
+            " promises: it is of the size of rounding, or changes within the first step."
         ]
     share = f", {100.0 * abs(way.decrease / loss):.2g} % of it" if loss else ""
     best = f" The lowest point on that line is {way.best:.3g} down." if way.best > way.decrease else ""

@@ -14,6 +14,8 @@ from eigenscope.errors import InputError
 Kind = Literal["not a critical point", "minimum", "maximum", "saddle", "degenerate", "undecided"]
 GRADIENT_TOLERANCE = 1e-6
 """Default of :func:`gradient_test`."""
+CHAIN = 100.0
+"""Roundings that a product goes through one after the other, generously."""
 CERTAINTY = 0.99
 """Of the statements about eigenvalues that an iteration did not see."""
 
@@ -108,12 +110,12 @@ class Signs:
 
 
 def rounding_floor(largest: float, size: int, eps: float) -> float:
-    """√n·eps·max |λ|: what rounding may add to a Rayleigh quotient of n terms.
+    """(√n + 100)·eps·max |λ|: what rounding may add to a Rayleigh quotient.
 
-    The probabilistic bound of Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, Theorem 3.1, with λ = 2 in units of eps/2;
-    the worst case, n·eps, is never seen.
+    √n for its sum of n terms, by the probabilistic bound of Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, Theorem 3.1
+    (the worst case, n, is never seen); 100 for the operations that a product itself goes through.
     """
-    return math.sqrt(size) * eps * largest
+    return (math.sqrt(size) + CHAIN) * eps * largest
 
 
 def signs(values: NDArray[np.float64], floor: float, complete: bool) -> Signs:

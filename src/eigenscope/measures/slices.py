@@ -12,6 +12,7 @@ POINTS = 21
 GROWTH = 2.0
 """By what each trial step of an escape is longer than the one before."""
 TRIALS = 14
+HALVINGS = 10
 HELD = 0.5
 """Share of the promised decrease that must be there for the model to hold."""
 
@@ -74,6 +75,21 @@ def reach_of(loss: float, eigenvalue: float, size: float) -> float:
     return min(math.sqrt(2.0 * abs(loss) / abs(eigenvalue)), limit)
 
 
+def narrowed(line: Line, eigenvalue: float, slope: float, reach: float) -> float:
+    """A reach, halved until the loss at its ends differs from the start by no more than eight times what the model has.
+
+    Beyond, only higher derivatives would be seen. What the model has is its own change, or the loss itself if that is more.
+    """
+    start = line(0.0)
+    for _ in range(HALVINGS):
+        unit = max(abs(slope) * reach + 0.5 * abs(eigenvalue) * reach**2, abs(start))
+        ends = max(abs(line(reach) - start), abs(line(-reach) - start))
+        if ends <= 8.0 * unit:
+            break
+        reach /= 2.0
+    return reach
+
+
 def slice_along(name: str, line: Line, eigenvalue: float, slope: float, reach: float) -> Slice:
     """Measure the loss at 21 places from −reach to reach.
 
@@ -98,13 +114,14 @@ def escape_along(line: Line, eigenvalue: float, slope: float, size: float) -> Es
         line: the loss at a distance along the unit direction, which must point down: slope ≤ 0.
         eigenvalue: λ < 0.
         slope: gᵀv ≤ 0.
-        size: ‖θ‖; the first step is a thousandth of it, or of 1 at the origin.
+        size: ‖θ‖; the first step is a thousandth of it, or of 1 at the origin, or less where the model would then promise
+            more than a thousandth of the loss.
     """
     start = line(0.0)
     distances: list[float] = []
     promised: list[float] = []
     measured: list[float] = []
-    step = 1e-3 * (size if size > 0.0 else 1.0)
+    step = min(1e-3 * (size if size > 0.0 else 1.0), 0.03 * reach_of(start, eigenvalue, size))
     for _ in range(TRIALS):
         distances.append(step)
         promised.append(-step * slope - 0.5 * eigenvalue * step**2)

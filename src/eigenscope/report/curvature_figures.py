@@ -112,10 +112,9 @@ def ends_figure(content: Content) -> Figure | None:
         })  # fmt: skip
     layout = plain_layout(height=380)
     layout |= {"showlegend": True, "legend": _legend()}
-    layout["xaxis"] = plain_axis("", type="category", showgrid=False, tickangle=-35)
+    layout["xaxis"] = plain_axis("", type="category", showgrid=False, tickangle=-35 if len(names) > 6 else 0)
     layout["yaxis"] = plain_axis("eigenvalue λ of the block", nticks=6)
     layout["shapes"] = [{**_zero(), "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0}]
-    layout["margin"]["b"] = 96
     return {"data": data, "layout": layout}
 
 

@@ -36,6 +36,7 @@ from eigenscope.tasks.rows import versions
 
 VERB = "curvature"
 ADAM_EPS = 1e-8
+CONVEX = "Of a loss that is convex in the outputs the Gauss-Newton matrix has no negative eigenvalues: it cannot show a saddle."
 BLOCK_PAIRS = (3, 1)
 
 
@@ -110,7 +111,8 @@ def run_plan(
             "forecast": dict(plan.lines()), "peak memory": f"{_peak() / 2**30:.2f} GiB of the whole process",
             **_checked(H), **asdict(plan.options),
         }  # fmt: skip
-        notes = (*H.notes, *(f"Left out, {note}." for note in plan.notes))
+        convex = (CONVEX,) if type(H).__name__ == "GaussNewton" else ()
+        notes = (*H.notes, *convex, *(f"Left out, {note}." for note in plan.notes))
         about = {
             "eps": torch.finfo(H.dtype).eps, "options": asdict(plan.options), "notes": list(notes),
             "gauss_newton": type(H).__name__ == "GaussNewton",

@@ -16,7 +16,7 @@ from eigenscope.results import Density, Estimate, Spectrum
 from eigenscope.tasks.curvature_result import Curvature
 
 BINS = 120
-LINEAR = 1e-5
+LINEAR = 1e-6
 """Share of max |λ| below which the axis of the density is linear."""
 
 

@@ -201,7 +201,7 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
             notes.append(f"trace: 8 products at least, of which {max(trace, 0)} are left")
             trace = 0
     held = (size * size * 24 if complete else (min(basis, pairs) + wanted + VECTORS) * each, _probes(density, each))
-    scans = 2 * 21 + 20
+    scans = 2 * 21 + 60
     area = options.grid**2 + 3 * (3 * paths.STEPS + 5 * paths.NEWTON_STEPS) if options.landscape else 0
     return CurvaturePlan(
         options, size, complete, pairs, density, trace, blocks, metric, basis, scans + area, seconds, (graphs, *held),

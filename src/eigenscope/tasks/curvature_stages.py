@@ -279,8 +279,9 @@ def drawn_slices(H: LossOperator, found: Ends, gradient: Tensor, place: Point) -
             continue
         vector, value = _column(part, index), float(part.values[index])
         slope = float(torch.dot(vector.double(), gradient.double()))
-        reach = slices.reach_of(place.loss, value, place.size)
-        drawn.append(slices.slice_along(name, line_of(H, vector), value, slope, reach))
+        line = line_of(H, vector)
+        reach = slices.narrowed(line, value, slope, slices.reach_of(place.loss, value, place.size))
+        drawn.append(slices.slice_along(name, line, value, slope, reach))
     return drawn
 
 

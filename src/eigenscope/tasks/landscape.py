@@ -13,7 +13,7 @@ from torch import Tensor
 from eigenscope.errors import InputError
 from eigenscope.measures import paths
 from eigenscope.measures.paths import Path, Vector
-from eigenscope.measures.slices import reach_of
+from eigenscope.measures.slices import narrowed, reach_of
 from eigenscope.methods.ends import Ends
 from eigenscope.operators.loss_operator import LossOperator
 
@@ -80,6 +80,7 @@ def landscape(
         labels, reach = ("random direction 1", "random direction 2"), (1.0, 1.0)
     else:
         directions, labels, reach = _eigenplane(found, loss, size)
+        reach = (_narrowed(H, directions[0], reach[0]), _narrowed(H, directions[1], reach[1]))
     scaled = [H.embedded(direction) * r for direction, r in zip(directions, reach)]
 
     def at(x: float, y: float) -> Tensor:
@@ -133,6 +134,11 @@ def _eigenplane(found: Ends, loss: float, size: float) -> tuple[list[Tensor], tu
     return [top.right[:, 0], second], (f"top eigenvector, λ = {largest:.3g}", f"{name}, λ = {value:.3g}"), reach
 
 
+def _narrowed(H: LossOperator, direction: Tensor, reach: float) -> float:
+    whole = H.embedded(direction)
+    return narrowed(lambda t: _value(H, t * whole), 0.0, 0.0, reach)
+
+
 def _value(H: LossOperator, shift: Tensor) -> float:
     try:
         return H.objective.value(shift)
@@ -152,8 +158,7 @@ def _paths(H: LossOperator, at: Callable[[float, float], Tensor], scaled: list[T
 
     start = np.array(START)
     width = 1e-2
-    columns = [(slope(start * 0 + width * unit) - slope(-width * unit)) / (2.0 * width) for unit in np.eye(2)]
-    curvature = float(np.abs(np.linalg.eigvalsh((np.array(columns) + np.array(columns).T) / 2.0)).max())
+    curvature = max(_curvature(slope, place, width) for place in (np.zeros(2), start))
     step = 0.5 / curvature if 0.0 < curvature < np.inf else 1.0
     count, limit = paths.STEPS, 2.0
     return [
@@ -162,6 +167,13 @@ def _paths(H: LossOperator, at: Callable[[float, float], Tensor], scaled: list[T
         paths.adam(slope, start, 0.05, count, limit),
         paths.newton(slope, start, width, limit),
     ]
+
+
+def _curvature(slope: Callable[[Vector], Vector], place: Vector, width: float) -> float:
+    """Largest |λ| of the plane's Hessian at a place, from differences of the gradient; 0 where it is not finite."""
+    columns = [(slope(place + width * unit) - slope(place - width * unit)) / (2.0 * width) for unit in np.eye(2)]
+    matrix = (np.array(columns) + np.array(columns).T) / 2.0
+    return float(np.abs(np.linalg.eigvalsh(matrix)).max()) if np.isfinite(matrix).all() else 0.0
 
 
 def _rescaled(path: Path, reach: tuple[float, float]) -> Path:
