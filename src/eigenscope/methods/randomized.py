@@ -278,15 +278,13 @@ def known_frobenius(A: LinearOperator) -> float | None:
 
 
 def entries_norm(entries: Tensor) -> float:
-    """Root of the sum of |entry|² over a tensor of any shape, to 1e-7; no square overflows or vanishes."""
+    """Root of the sum of |entry|² over a tensor of any shape, in double precision; no square overflows or vanishes."""
     if not entries.numel():
         return 0.0
-    if entries.ndim > 1:
-        # Rows in their own precision, and only their norms in double: 5 to 30 times as fast as converting every entry.
-        rows = torch.linalg.vector_norm(entries, dim=-1).cpu().to(torch.float64)
-        norm = float(torch.linalg.vector_norm(rows))
-        if 1e-12 < norm < 1e12:
-            return norm
+    if entries.ndim > 1 and entries.dtype != wide(entries.dtype) and entries.device.type == "cpu":
+        # The squares of float32 numbers are in the range of float64; blocks of rows stay in the cache.
+        blocks = (rows.to(wide(entries.dtype)).reshape(-1) for rows in torch.split(entries, 64))
+        return math.sqrt(sum(float(torch.vdot(block, block).real) for block in blocks))
     norm = float(torch.linalg.vector_norm(entries, dtype=wide(entries.dtype)))
     if 1e-140 < norm < 1e140:
         return norm
