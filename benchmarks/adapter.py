@@ -119,7 +119,7 @@ def left_out(deltas: Mapping[str, Callable[[], Tensor]], factors: Factors) -> fl
     for name, read in deltas.items():
         B, A = factors.get(name, (None, None))
         rest = read() if B is None or A is None else read() - B.float() @ A.float()
-        total += float(rest.norm()) ** 2
+        total += float(rest.double().square().sum())
     return math.sqrt(total)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from eigenscope.errors import EigenscopeError, InputError
 from eigenscope.methods import dora, exact
-from eigenscope.methods.truncated import EXACT, EXCESS, Truncated, residual, truncated
+from eigenscope.methods.truncated import EXACT, EXCESS, Truncated, norm_of, residual, truncated
 from eigenscope.methods.whitening import Metric
 from eigenscope.models.checkpoint import Checkpoint
 from eigenscope.models.peft import AdapterLayer, as_map
@@ -78,10 +79,14 @@ def change_of(base: Checkpoint, tuned: Checkpoint, target: Target) -> tuple[Tens
     Raises:
         InputError: the change is not finite.
     """
-    W, T = (as_map(c.read(name), target.kind) for c, name in ((base, target.base), (tuned, target.tuned)))
+    first, second = base.read(target.base), tuned.read(target.tuned)
+    if torch.equal(first[:1], second[:1]) and torch.equal(first, second) and bool(torch.isfinite(first).all()):
+        return as_map(first, target.kind), torch.zeros(()).expand(target.sides)
+    W, T = as_map(first, target.kind), as_map(second, target.kind)
     wide = torch.float64 if torch.float64 in (W.dtype, T.dtype) else torch.float32
     D = (T.to(wide) - W.to(wide)).float()
-    if not bool(torch.isfinite(D).all()):
+    # The norm is not finite where an entry is not, and costs less than looking at each.
+    if not math.isfinite(norm_of(D)):
         counts = [f"{int((~torch.isfinite(x)).sum()):,} of the {side}'s" for side, x in (("base", W), ("tuned one", T))]
         raise InputError(f"the change is not finite: {' and '.join(counts)} entries are NaN or infinite")
     return W.float(), D
@@ -93,7 +98,7 @@ def spectrum_of_change(
     """Singular values of ΔW (in the metric of its inputs), descending; none where nothing changed or it is not finite."""
     try:
         D = _weighted(change_of(base, tuned, target)[1], metric)
-        return _values(D) if bool(D.any()) else np.zeros(0)
+        return _values(D) if norm_of(D) else np.zeros(0)
     except FAILURES:
         return np.zeros(0)
 
@@ -111,17 +116,18 @@ def _extract(
     base: Checkpoint, tuned: Checkpoint, target: Target, wish: Wish, metric: Metric | None
 ) -> tuple[AdapterLayer | None, dict[str, Value], NDArray[np.float64] | None]:
     W, D = change_of(base, tuned, target)
-    if not bool(D.any()):
+    size = norm_of(D)
+    if not size:
         return None, {"status": "unchanged", "relative_change": 0.0}, None
     M = _weighted(D, metric)
-    sizes = [float(torch.linalg.vector_norm(x, dtype=torch.float64)) for x in (W, D, M)]
+    sizes = [norm_of(W), size, size if metric is None else norm_of(M)]
     readings: dict[str, Value] = {"relative_change": sizes[1] / sizes[0] if sizes[0] else float("inf")}
     rank = min(_rank(M, wish), *D.shape)
     if rank == 0:
         return None, readings | {"status": "left out: rank 0 after the cut", "error": 1.0, "energy": 0.0}, None
     generator = torch.Generator().manual_seed(wish.seed)
     for attempt in range(RETRIES):
-        found = truncated(M, rank, generator=generator)
+        found = truncated(M, rank, generator=generator, frobenius=sizes[2])
         layer, measured = _written(W, D, M, found, target, wish, metric, sizes)
         wanted = (
             wish.error if wish.error is not None else (1.0 - wish.energy) ** 0.5 if wish.energy is not None else None
@@ -172,12 +178,14 @@ def _written(
     if wish.dora:
         magnitude = dora.magnitudes(W, W + D, B.float(), A.float().T).to(dtype)
         error = dora.error_of(W, W + D, B.float(), A.float().T, magnitude) / sizes[1]
-        plain = residual(D, found.left.to(dtype), found.right.to(dtype)) / sizes[1]
+        plain = residual(D, found.left.to(dtype), found.right.to(dtype), sizes[1]) / sizes[1]
         readings["lora_error"] = plain
+    elif metric is None and dtype == torch.float32:
+        error = found.error / sizes[1]  # of these very factors
     else:
-        error = residual(D, B, A.T) / sizes[1]
+        error = residual(D, B, A.T, sizes[1]) / sizes[1]
     if metric is not None:
-        readings["output_error"] = residual(M, B, metric.weigh(A.T.double())) / sizes[2]
+        readings["output_error"] = residual(M, B, metric.weigh(A.T.double()), sizes[2]) / sizes[2]
     layer = AdapterLayer(target.module, target.kind, B.contiguous(), A, 1.0, magnitude, target.shape)
     return layer, readings | {
         "rank": rank, "error": error, "energy": max(0.0, 1.0 - error**2), "parameters": layer.parameters,
