@@ -95,7 +95,7 @@ def _density(found: Curvature) -> dict[str, Any] | None:
     mean = counts.mean(axis=0)
     error = counts.std(axis=0, ddof=1) / math.sqrt(len(counts)) if len(counts) > 1 else np.zeros_like(mean)
     own = (density.weights - 1.0 / density.size).abs().max(dim=0).values <= 1e-12
-    pairs = torch.cat([density.nodes[own], found.top.values, found.bottom.values]).unique()
+    pairs: torch.Tensor = torch.unique(torch.cat([density.nodes[own], found.top.values, found.bottom.values]))
     alone = pairs if density.deflated < density.size else density.nodes[:0]
     return {
         "linear": linear, "edges": edges.tolist(), "count": mean.tolist(),

@@ -193,7 +193,7 @@ def demo_problem() -> Problem:
     points = torch.stack([turns * angles.cos(), turns * angles.sin()], dim=1)
     points = points + 0.02 * torch.randn(points.shape, generator=source, dtype=torch.float64)
     order = torch.randperm(len(points), generator=source)
-    batches = [(points[part], labels[part]) for part in order.split(150)]
+    batches = [(points[part], labels[part]) for part in torch.split(order, 150)]
     layers = [nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2)]
     model = nn.Sequential(*layers).double()
     with torch.no_grad():
