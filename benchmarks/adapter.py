@@ -7,6 +7,11 @@ tuned models are made from it: *planted*, rank 32 at 1 % of ‖W‖ with dense n
 noise at 1 %. CPU seconds are those of the whole work: reading both models, decomposing, certifying, writing the adapter; for
 mergekit its process less that of its ``--help``. torch's SVD and ``svd_lowrank`` read and decompose, and write nothing.
 The error over the optimum is that of all matrices together, √Σ‖ΔW − BA‖² over LAPACK's, less 1.
+
+On a busy machine of two processors: planted 2.6 s, full 3.9 s, where mergekit takes 16.1 s of both (6.3 and 4.1 times as much) and
+torch's SVD 14.2 s; 39.1 MB where mergekit writes 265.8 MB. Reading both models and writing takes 0.7 s of that. ``svd_lowrank``
+takes 1.2 s, and on the full change its error is 1.26 % over the optimum, of which nothing warns: noise has no gap that a
+sketch could use, and a proof that nothing was missed costs the tridiagonal reduction of a Gram matrix, two thirds of our time.
 """
 
 from __future__ import annotations
