@@ -420,6 +420,16 @@ def test_a_rule_on_entries_is_cut_with_the_true_error(rule):
     assert relative(best(W, energy.layers["model.a"].rank - 1), W) > 0.1**0.5
 
 
+@pytest.mark.parametrize(
+    "wish", [{}, {"rank": 1}, {"rule": "ties"}, {"rule": "dare", "energy": 0.5}, {"rule": "ties", "align": True}]
+)
+def test_a_merge_of_nothing_is_refused(wish):
+    one = layer()
+    empty = adapter(AdapterLayer("model.a", "linear", torch.zeros_like(one.B), one.A, 2.0, None, (20, 14)))
+    with pytest.raises(InputError, match="rank 0 is left of every layer"):
+        es.merge_adapters([empty, empty], **wish)
+
+
 def test_adapters_that_do_not_go_together_are_refused_by_name():
     first = family(1, 2)
     with pytest.raises(

@@ -134,6 +134,9 @@ class Formed:
         """The approximation of that rank, and ‖ΔW‖_F."""
         M = self.make()
         k = min(rank, *M.shape)
+        if k == 0:
+            norm = float(M.double().norm())
+            return Approximation(Factors(M[:, :0].to(dtype), M[:0].to(dtype), scale), norm, norm), norm
         found = truncated(M, k, generator=torch.Generator().manual_seed(self.seed))
         root = abs(scale) ** 0.5
         B, A = (found.left / root * (1.0 if scale > 0.0 else -1.0)).to(dtype), (found.right / root).T.to(dtype)
