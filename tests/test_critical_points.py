@@ -354,6 +354,15 @@ def test_both_ends_with_residuals_that_are_true(basis, dtype):
         assert (true <= part.bounds).all()
 
 
+def test_of_two_near_values_none_is_passed_over():
+    """The second of two near values is seen late, and the third takes its place until then: seeds 0 to 29."""
+    values = torch.cat([torch.tensor([10.0, 9.9, 6.0]).double(), torch.linspace(-0.5, 0.5, 400, dtype=torch.float64)])
+    A = Dense(torch.diag(values), symmetric=True)
+    for seed in range(30):
+        found = ends(A, 2, 0, tol=1e-2, generator=torch.Generator().manual_seed(seed))
+        assert found.top.values.tolist() == pytest.approx([10.0, 9.9], abs=1e-3)
+
+
 def test_ends_of_an_invariant_space_and_of_a_spent_budget():
     zero = ends(Dense(torch.zeros(9, 9), symmetric=True), 2, 2)
     assert zero.finished

@@ -25,6 +25,9 @@ LARGEST = 200
 RELATIVE, NEGLIGIBLE = 0.1, 0.01
 """A residual is at most a tenth of its value, too, or a hundredth of the tolerance: a Ritz value in the middle of a bulk
 lies near some eigenvalue long before it is the one that its place says."""
+CALM = 4
+"""Steps for which the wanted values must stay where they are after all have converged: of two near values one is seen long
+before the other, and the next one takes its place meanwhile."""
 
 Watcher = Callable[[int, int], None]
 """Told the products so far, and how many of the wanted pairs have converged."""
@@ -98,6 +101,8 @@ class _Search:
         self.state = Lanczos(self.products, capacity, random)
         self.state.inject(self.state.random(1))
         self.capacity, self.steps, self.norm, self.finished = capacity, 0, 0.0, False
+        self.settled: Tensor | None = None
+        self.calm = 0
 
     def run(self, budget: int, watcher: Watcher | None) -> None:
         restarted = False
@@ -112,8 +117,10 @@ class _Search:
                     self.state.inject(self.state.random(1))
                 self.state.expand()
                 self.steps += not restarted
-                converged = self._converged(self.state.ritz())
-                self.finished = converged == self.top + self.bottom or self.state.V.count == self.A.shape[0]
+                ritz = self.state.ritz()
+                converged = self._converged(ritz)
+                all_there = converged == self.top + self.bottom and self._calm(ritz)
+                self.finished = all_there or self.state.V.count == self.A.shape[0]
                 if watcher is not None:
                     watcher(self.products.count, converged)
         except KeyboardInterrupt:
@@ -141,6 +148,14 @@ class _Search:
             return 0
         places = self._wanted(count)
         return int(self._accepted(ritz.values[places], ritz.residuals[places]).sum())
+
+    def _calm(self, ritz: Ritz) -> bool:
+        """Whether the wanted values, all converged, have been the same for a few steps."""
+        values = ritz.values[self._wanted(len(ritz.values))]
+        if self.settled is None or float((values - self.settled).abs().max()) > self.tol * self.norm:
+            self.settled, self.calm = values, 0
+        self.calm += 1
+        return self.calm > CALM
 
     def _accepted(self, values: Tensor, residuals: Tensor) -> Tensor:
         rounding = self.A.shape[0] ** 0.5 * torch.finfo(self.A.dtype).eps * self.norm
