@@ -48,15 +48,12 @@ def flat(parts: Any) -> Tensor:
 
 
 def dense_hessian(value: Tensor, parameters: list[Tensor]) -> Tensor:
-    """∇² by differentiating every entry of the gradient on its own."""
+    """∇² by differentiating every entry of the gradient, all of them in one batched backward pass."""
     first = flat(torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True))
-    rows = []
-    for entry in first:
-        if entry.requires_grad:
-            rows.append(flat(torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)))
-        else:
-            rows.append(torch.zeros_like(first))
-    return torch.stack(rows).detach()
+    every = torch.eye(len(first), dtype=first.dtype)
+    rows = torch.autograd.grad(first, parameters, every, is_grads_batched=True, allow_unused=True)
+    filled = [first.new_zeros(len(first), p.numel()) if row is None else row for row, p in zip(rows, parameters)]
+    return torch.cat([part.reshape(len(first), -1) for part in filled], dim=1).detach()
 
 
 def dense_jacobian(outputs: Tensor, parameters: list[Tensor]) -> Tensor:
