@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from eigenscope.errors import InputError
-from eigenscope.methods.factored import Factors, core_svd, factored_svd, frobenius, stacked, recompressed
+from eigenscope.methods.factored import Factors, core_svd, factored_svd, frobenius, recompressed, stacked
 
 SHAPES = [(40, 30, 5), (30, 40, 5), (7, 50, 12), (50, 7, 12), (6, 6, 6), (1, 9, 3), (9, 1, 1)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from eigenscope.columns import BY_NAME, READINGS
 from eigenscope.errors import InputError
-from eigenscope.report import cells, curves, figures, findings, grid, html, layouts, page_text, shell, shorten, text
+from eigenscope.report import cells, curves, figures, findings, grid, html, layouts, shell, shorten, text
 from eigenscope.report.page_data import page_data
 from eigenscope.report.summary import summarize
 from eigenscope.results import Coverage, Finding, Record, Run, Value

@@ -32,7 +32,10 @@ COLUMNS: tuple[Column, ...] = (
     fact("dtype", "dtype", "text", "The format in which the tuned checkpoint stores it."),
     fact("base_dtype", "base dtype", "text", "The format in which the base stores it."),
     fact(
-        "verdict", "verdict", "text", "«unchanged», «within rounding», «low-rank», «full-rank», «retrained», «too small»."
+        "verdict",
+        "verdict",
+        "text",
+        "«unchanged», «within rounding», «low-rank», «full-rank», «retrained», «too small».",
     ),
     fact("evidence", "evidence", "text", "What the verdict rests on."),
     Column(
