@@ -232,7 +232,10 @@ def _leading(projected: Tensor, k: int, dtype: torch.dtype) -> Tensor:
         leading, least, most = vectors[:, -k:], float(values[-k]), float(values[-1])
     else:
         gram = projected.new_zeros(size, size)
-        add_gram(gram.numpy(), projected.numpy().T, of_rows=True)
+        # Whichever of the two layouts it has; a copy of neither.
+        by_columns = projected.mT.is_contiguous()
+        block = projected.mT if by_columns else projected.contiguous()
+        add_gram(gram.numpy(), block.numpy(), of_rows=by_columns)
         found, coefficients = symmetric_eigen(gram.numpy(), largest=k)
         leading, least, most = torch.from_numpy(coefficients), float(found[0]), float(found[-1])
     lost = torch.finfo(torch.float64).eps * math.sqrt(most / least) if least > 0.0 else math.inf
