@@ -22,7 +22,7 @@ SMALL = 64
 STEPS, PROBES, DEFLATE = 40, 6, 10
 """Of the density."""
 TRACE_PRODUCTS, METRIC_PRODUCTS, BLOCK_PRODUCTS = 100, 60, 20
-VECTORS = 6
+VECTORS = 8
 """Vectors of the length of the parameters that are held beside a basis."""
 LEAST_STEPS, LEAST_PROBES, LEAST_METRIC, LEAST_BLOCK = 20, 2, 10, 5
 
