@@ -280,7 +280,8 @@ def _is_steep(A: Dense, k: int) -> bool:
     vector = A.matrix.mT @ (A.matrix @ (x / torch.linalg.vector_norm(x)))
     length = float(torch.linalg.vector_norm(vector))
     largest = float(torch.linalg.vector_norm(A.matrix @ (vector / length))) if length else 0.0
-    return norm**2 <= min(2.0 * k, min(A.shape) / 16.0) * largest**2
+    # A ratio first: the squares of very large or small entries have no place in float64. Infinities and NaN are not steep.
+    return largest > 0.0 and norm / largest <= math.sqrt(min(2.0 * k, min(A.shape) / 16.0))
 
 
 def _eigh_choice(A: LinearOperator, k: int, tol: float) -> tuple[str, str]:
