@@ -8,10 +8,9 @@ it took four times the best time already. ``-`` marks a contender that did not r
 on the way; LAPACK is left out from 4000 columns. scikit-learn and primme take part where they are installed, MiniLM where its
 package is.
 
-Where we lose, and why. The rivals return what they have; ours measure both residuals of every triplet by 2k further products, and
-look for values that were missed. That is a tenth of the time where hundreds of products are needed, and a half of it where a
-dozen are: with steep spectra, and below 600 columns, where a whole decomposition takes a few milliseconds. PROPACK's figures
-on clustered spectra are those of the tolerance at which it happened to find every copy.
+Where ours are slower they return more: the rivals give what they have, ours measure both residuals of every triplet by 2k further
+products and look for values that were missed. That weighs most on steep spectra, which need a dozen products, and below 600
+columns, where a whole decomposition takes a few milliseconds.
 """
 
 from __future__ import annotations

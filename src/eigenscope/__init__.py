@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from eigenscope.tasks.adapter_init import init_adapter
     from eigenscope.tasks.adapter_merge import merge_adapters
     from eigenscope.tasks.adapter_show import show_adapter
+    from eigenscope.tasks.compressed import Compressed, compress
     from eigenscope.tasks.curvature import curvature
     from eigenscope.tasks.curvature_result import Curvature
     from eigenscope.tasks.decompose import Decomposition, decompose
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "Compressed",
     "Curvature",
     "Decomposition",
     "Dense",
@@ -53,6 +55,7 @@ __all__ = [
     "Sparse",
     "Spectrum",
     "apply_adapter",
+    "compress",
     "curvature",
     "decompose",
     "density",
@@ -80,6 +83,7 @@ __all__ = [
 
 _HOMES = {
     "Adapter": "tasks.adapter",
+    "Compressed": "tasks.compressed",
     "Curvature": "tasks.curvature_result",
     "Decomposition": "tasks.decompose",
     "Dense": "operators.arrays",
@@ -96,6 +100,7 @@ _HOMES = {
     "Sparse": "operators.arrays",
     "Spectrum": "results",
     "apply_adapter": "tasks.adapter_apply",
+    "compress": "tasks.compressed",
     "curvature": "tasks.curvature",
     "decompose": "tasks.decompose",
     "density": "methods.choose",
