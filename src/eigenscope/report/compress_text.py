@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from eigenscope.columns import Column
 from eigenscope.report import text
-from eigenscope.report.cells import significant, visible
+from eigenscope.report.cells import format_value, significant, visible
 
 LAYERS = (
     Column("name", "layer", "text", "Its name in the model."), Column("rows", "rows", "count", "Outputs m."),
@@ -63,7 +63,7 @@ def facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "layers", f"{len(cut)} of {len(summary['layers'])} in low rank, ranks {summary['allocation']}"
     share = 100.0 * summary["keep"]
     yield "parameters", f"{summary['parameters']:,} of {summary['dense parameters']:,}, {significant(share, 4)} %"
-    fitted = significant(summary["predicted on the fitted text"], 3)
+    fitted = _number(summary["predicted on the fitted text"])
     yield "predicted", f"{significant(summary['predicted'], 3)} on held-out text, {fitted} on the text fitted to"
     measured = summary["measured"]["held-out text"]
     yield "measured", f"{significant(measured['value'], 3)} ± {significant(measured['stderr'], 2)} on held-out text"
@@ -77,3 +77,7 @@ def facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "recovery",
             f"{done['steps']} steps on {done['parameters']:,} numbers, divergence {done['first']:.4g} → {done['last']:.4g}",
         )
+
+
+def _number(value: float) -> str:
+    return format_value(TEXTS[1], value)
