@@ -64,9 +64,9 @@ def facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     share = 100.0 * summary["keep"]
     yield "parameters", f"{summary['parameters']:,} of {summary['dense parameters']:,}, {significant(share, 4)} %"
     fitted = _number(summary["predicted on the fitted text"])
-    yield "predicted", f"{significant(summary['predicted'], 3)} on held-out text, {fitted} on the text fitted to"
+    yield "predicted", f"{_number(summary['predicted'])} on held-out text, {fitted} on the text fitted to"
     measured = summary["measured"]["held-out text"]
-    yield "measured", f"{significant(measured['value'], 3)} ± {significant(measured['stderr'], 2)} on held-out text"
+    yield "measured", f"{_number(measured['value'])} ± {_number(measured['stderr'])} on held-out text"
     if "speed" in summary:
         for name, (dense, now) in summary["speed"].items():
             gain = significant(now / dense, 3)
