@@ -359,7 +359,7 @@ def test_training_the_factors_brings_the_model_nearer_and_goes_on_where_it_stopp
     [
         ({}, "no target"), ({"keep": 0.5, "loss_budget": 0.1}, "keep and loss_budget"), ({"keep": 0.0}, "keep = 0.0"),
         ({"keep": 1.0}, "keep = 1.0"), ({"loss_budget": -1.0}, "loss budget"), ({"keep": 0.5, "prior": 1.5}, "prior"),
-        ({"keep": 0.5, "tokens": 0}, "tokens"), ({"keep_bytes": 0.01}, "of the model's bytes"),
+        ({"keep": 0.5, "tokens": 0}, "tokens"), ({"loss_budget": 0.1, "ranks": "uniform"}, "without a share"), ({"keep_bytes": 0.01}, "of the model's bytes"),
         ({"keep": 0.5, "include": ("nothing",)}, "no layer to compress"),
     ],
 )  # fmt: skip

@@ -56,6 +56,7 @@ def test_folder_is_written_and_reported(capsys, monkeypatch, places, tmp_path):
     assert "nats per token" in out
     assert "held-out text" in out
     assert "tokens/s" in out
+    assert "lm_head: its weight is tied" in " ".join(out.split())
     assert "recovery" in out
     assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -13,6 +13,7 @@ import typer
 from eigenscope.engine.pool import available_cpus
 from eigenscope.errors import InputError, SourceError
 from eigenscope.models.language import LanguageModel, load_language_model
+from eigenscope.models.lowrank import matrix_of
 from eigenscope.models.text import read_domains, windows
 from eigenscope.models.write import check_folder
 from eigenscope.report import text
@@ -158,8 +159,8 @@ def plan_lines(subject: Subject, options: CompressOptions) -> dict[str, str]:
     """What would be done, and what it costs, in words."""
     tokens = sum(int(batch["attention_mask"].sum()) for batch in subject.fitted)
     held = sum(int(batch["attention_mask"].sum()) for batch in subject.held_out)
-    sides = [subject.model.get_submodule(name).weight.shape for name in subject.layers]
-    moments = sum(4.0 * float(a) * float(a) + 4.0 * float(b) * float(b) for a, b in (shape[:2] for shape in sides))  # type: ignore[index, misc]
+    sides = [matrix_of(subject.model.get_submodule(name)).shape for name in subject.layers]
+    moments = sum(4.0 * (rows**2 + cols**2) for rows, cols in sides)
     return {
         "source": subject.source, "model": type(subject.model).__name__,
         "layers": f"{len(subject.layers)} with {subject.parameters:,} parameters",

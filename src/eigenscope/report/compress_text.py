@@ -61,6 +61,8 @@ def facts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Readings of the whole model, in words."""
     cut = [layer for layer in summary["layers"] if layer["share"] < 1.0]
     yield "layers", f"{len(cut)} of {len(summary['layers'])} in low rank, ranks {summary['allocation']}"
+    if summary["left dense"]:
+        yield "left dense", "; ".join(f"{name}: {why}" for name, why in summary["left dense"].items())
     share = 100.0 * summary["keep"]
     yield "parameters", f"{summary['parameters']:,} of {summary['dense parameters']:,}, {significant(share, 4)} %"
     fitted = _number(summary["predicted on the fitted text"])

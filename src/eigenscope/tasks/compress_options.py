@@ -56,6 +56,8 @@ class CompressOptions:
                 f"{' and '.join(targets) or 'no target'}", where="compress",
                 expected="exactly one of keep, keep_bytes, loss_budget, ranks",
             )  # fmt: skip
+        if self.allocation == "uniform" and self.keep is None and self.keep_bytes is None:
+            raise InputError("uniform ranks without a share", where="compress", expected="keep or keep_bytes with them")
         for name in ("keep", "keep_bytes", "held_out"):
             share = getattr(self, name)
             if share is not None and not 0.0 < share < 1.0:

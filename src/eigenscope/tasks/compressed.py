@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,6 +93,7 @@ class Compressed:
         dense_loss: mean loss of the dense model, by text.
         measured: loss added, by text, "held-out text" first.
         trade_off: the curve, where it was asked for.
+        left_out: layers that were not in question, and why.
         notes: what the user should know.
         unit: of the losses.
         made_by: versions and options.
@@ -105,6 +106,7 @@ class Compressed:
         self.model, self.ranks, self.layers = model, ranks, tuple(layers)
         self.tokenizer = factored.subject.tokenizer
         self.source = factored.subject.source
+        self.left_out = dict(factored.subject.left_out)
         self.measured, self.trade_off, self.notes = dict(measured), tuple(trade_off), tuple(notes)
         self.dense_loss = {name: factored.dense_loss(name) for name in measured}
         self.dense_parameters = factored.dense_parameters
@@ -148,7 +150,7 @@ class Compressed:
                  "measured": {name: asdict(value) for name, value in point.measured.items()}}
                 for point in self.trade_off
             ],
-            "notes": list(self.notes), "made by": self.made_by, "layers": [asdict(layer) for layer in self.layers],
+            "left dense": self.left_out, "notes": list(self.notes), "made by": self.made_by, "layers": [asdict(layer) for layer in self.layers],
         }  # fmt: skip
 
     def save(
@@ -382,8 +384,3 @@ def judge(ranks: Ranks, measured: Estimate) -> list[str]:
             "fitted to: more text would help"
         )
     return notes
-
-
-def with_target(options: CompressOptions, **target: Any) -> CompressOptions:
-    """The same options with another target."""
-    return replace(options, **{"keep": None, "keep_bytes": None, "loss_budget": None, "ranks": None, **target})
