@@ -89,7 +89,7 @@ def test_metrics_of_bad_moments_are_refused():
         metric(torch.full((3, 3), torch.nan), 1e-3)
     with pytest.raises(InputError, match="zero"):
         metric(torch.zeros(3, 3), 1e-3)
-    assert bool((scaling(torch.zeros(3, 3), 0.5).roots > 0).all())
+    assert bool((scaling(torch.zeros(3, 3), 0.5).factor > 0).all())
 
 
 def small_network() -> nn.Sequential:

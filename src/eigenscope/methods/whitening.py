@@ -1,7 +1,9 @@
 """Low-rank approximation in the metric of a layer's inputs and of the loss at its outputs.
 
 ‖G^½ (W − Ŵ) X^½‖_F is least, over rank r, for Ŵ = G^−½ [G^½ W X^½]_r X^−½ (Eckart & Young, 1936, in the inner products of
-G and X); any factors F Fᵀ = G, X do in place of the roots. With X = E[x xᵀ] over a layer's inputs and G = E[g gᵀ] over the gradients of the loss at its outputs, labels drawn from
+G and X); any factors F Fᵀ = G, X do in place of the roots, and Cholesky's cost a tenth of what those by eigenvalues do.
+
+With X = E[x xᵀ] over a layer's inputs and G = E[g gᵀ] over the gradients of the loss at its outputs, labels drawn from
 the model, half the squared norm is the second-order estimate of the loss added, the Fisher matrix of the layer
 taken as X ⊗ G (Martens & Grosse, K-FAC, ICML 2015, §3.1).
 """
@@ -21,25 +23,30 @@ from eigenscope.methods.choose import svd
 
 @dataclass(frozen=True)
 class Metric:
-    """A symmetric positive definite matrix C = V diag(λ) Vᵀ, used by its factor F = V diag(√λ): ‖Fᵀ A‖_F = ‖C^½ A‖_F.
+    """A symmetric positive definite matrix C = F Fᵀ, used by its factor: ‖Fᵀ A‖_F = ‖C^½ A‖_F.
 
     Attributes:
-        vectors: (n, n) V, float64; None for a diagonal matrix.
-        roots: (n,) √λ > 0, float64.
+        factor: (n, n) F, lower triangular, float64; or (n,) the roots > 0 of a diagonal matrix.
     """
 
-    vectors: Tensor | None
-    roots: Tensor
+    factor: Tensor
 
     def weigh(self, A: Tensor) -> Tensor:
         """Fᵀ A."""
-        turned = A if self.vectors is None else self.vectors.T @ A
-        return self.roots.unsqueeze(1) * turned
+        return self.factor.unsqueeze(1) * A if self.factor.dim() == 1 else self.factor.T @ A
 
     def undo(self, A: Tensor) -> Tensor:
         """F^−ᵀ A, so that undo(weigh(A)) = A."""
-        scaled = A / self.roots.unsqueeze(1)
-        return scaled if self.vectors is None else self.vectors @ scaled
+        if self.factor.dim() == 1:
+            return A / self.factor.unsqueeze(1)
+        undone: Tensor = torch.linalg.solve_triangular(self.factor.T, A, upper=True)
+        return undone
+
+    def solve(self, B: Tensor) -> Tensor:
+        """C⁻¹ B."""
+        if self.factor.dim() == 1:
+            return B / self.factor.square().unsqueeze(1)
+        return torch.cholesky_solve(B, self.factor)
 
 
 def metric(moment: Tensor, damping: float) -> Metric:
@@ -55,12 +62,18 @@ def metric(moment: Tensor, damping: float) -> Metric:
     moment = moment.to(torch.float64)
     if not bool(torch.isfinite(moment).all()):
         raise InputError("a second moment that is not finite", expected="finite activations and gradients")
-    values, vectors = torch.linalg.eigh(moment)
-    values = values.clamp(min=0.0)
-    mean = float(values.mean())
+    mean = float(moment.diagonal().mean())
     if not mean > 0.0:
         raise InputError("a second moment that is zero", expected="activations that reach the layer")
-    return Metric(vectors, (values + damping * mean).sqrt())
+    damped = moment.clone()
+    damped.diagonal().add_(damping * mean)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if not int(failed):
+        return Metric(factor)
+    # Rounding in float32 can leave eigenvalues more negative than the damping: they are zero.
+    values, vectors = torch.linalg.eigh(moment)
+    roots = (values.clamp(min=0.0) + damping * mean).sqrt()
+    return Metric(torch.linalg.qr(roots.unsqueeze(1) * vectors.T).R.T)
 
 
 def scaling(moment: Tensor, power: float) -> Metric:
@@ -71,7 +84,7 @@ def scaling(moment: Tensor, power: float) -> Metric:
         power: α.
     """
     scale = moment.diagonal().to(torch.float64).clamp(min=0.0).sqrt()
-    return Metric(None, scale.clamp(min=1e-6 * float(scale.max()) or 1.0) ** power)
+    return Metric(scale.clamp(min=1e-6 * float(scale.max()) or 1.0) ** power)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from eigenscope.errors import InputError
 from eigenscope.models.lowrank import CONVOLUTIONS, matrix_of
 
+BLOCK = 192
+"""Columns of a moment that are summed at a time, of which only the rows from the diagonal on: half the products of all."""
+
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Any], Sequence[Tensor]]
-"""model, batch → scalars, each the sum over its samples of a loss whose labels are drawn from the model itself."""
+"""model, batch → scalars with the gradients of a loss summed over samples, its labels drawn from the model itself."""
 
 
 @dataclass
@@ -66,13 +69,14 @@ def collect_moments(
     """
     moments = Moments()
     counts, gradients = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    backbone = _backbone(model, names)
     with _prepared(model):
         iterator = iter(batches)
         first = next(iterator, None)
         if first is None:
             raise InputError("no batches", where="calibration", expected="at least one")
         if leaders is None:
-            leaders, moments.repeated = _find_leaders(model, names, first)
+            leaders, moments.repeated = _find_leaders(model, names, _first_sample(first))
         moments.leaders = dict(leaders)
         handles = [
             model.get_submodule(name).register_forward_hook(
@@ -82,10 +86,11 @@ def collect_moments(
         ]  # fmt: skip
         try:
             for batch in _chained(first, iterator):
-                _Collector.mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+                mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+                _Collector.mask = None if mask is None or bool(mask.all()) else mask.bool()
                 if objective is None:
                     with torch.no_grad():
-                        call(model, batch)
+                        call(backbone, batch)
                 else:
                     with torch.enable_grad():
                         losses = objective(model, batch)
@@ -104,6 +109,7 @@ def _finished(moments: Moments, names: Sequence[str], counts: dict[str, int], gr
     for sums, rows, kind in ((moments.inputs, counts, "inputs"), (moments.outputs, gradients, "output gradients")):
         for name, total in sums.items():
             total /= max(rows[name], 1)
+            total.copy_(total.tril() + total.tril(-1).T)
             if not bool(torch.isfinite(total).all()):
                 raise InputError(
                     f"{kind} that are not finite", where=name, expected="finite activations",
@@ -160,7 +166,7 @@ def _patches(module: Any, given: Tensor) -> Tensor:
 def _positions(values: Tensor, mask: Tensor | None) -> Tensor:
     """(p, n) rows of the positions that count."""
     if mask is not None and values.shape[:-1] == mask.shape:
-        return values[mask.bool()]
+        return values[mask]
     return values.reshape(-1, values.shape[-1])
 
 
@@ -168,7 +174,18 @@ def _add(sums: dict[str, Tensor], name: str, rows: Tensor) -> None:
     rows = rows.detach().to(torch.float32)
     if name not in sums:
         sums[name] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-    sums[name].addmm_(rows.T, rows)
+    for start in range(0, rows.shape[1], BLOCK):
+        columns = slice(start, start + BLOCK)
+        sums[name][start:, columns].addmm_(rows[:, start:].T, rows[:, columns])
+
+
+def _backbone(model: Any, names: Sequence[str]) -> nn.Module:
+    """What a transformers model has below its head, where that holds all the layers: what the head says is not wanted."""
+    if not hasattr(model, "base_model_prefix"):
+        return model  # type: ignore[no-any-return]
+    backbone: nn.Module = model.base_model
+    inside = {id(module) for module in backbone.modules()}
+    return backbone if all(id(model.get_submodule(name)) in inside for name in names) else model
 
 
 def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
@@ -190,6 +207,14 @@ def _prepared(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
+
+
+def _first_sample(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return {key: value[:1] if isinstance(value, Tensor) and value.dim() else value for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return [batch[0][:1]]
+    return batch[:1]
 
 
 @torch.no_grad()

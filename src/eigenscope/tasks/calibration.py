@@ -43,10 +43,16 @@ def sampled_objective(kind: Likelihood, generator: torch.Generator) -> Objective
         output = call(model, batch)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-        rows = logits[mask.bool()] if mask is not None and logits.dim() == 3 else logits.reshape(-1, logits.shape[-1])
+        partial = mask is not None and logits.dim() == 3 and not bool(mask.all())
+        rows = logits[mask.bool()] if mask is not None and partial else logits.reshape(-1, logits.shape[-1])
         with torch.no_grad():
-            labels = torch.multinomial(rows.softmax(dim=-1), 1, generator=generator)[:, 0]
-        return [nn.functional.cross_entropy(rows, labels, reduction="sum")]
+            slope = rows.to(torch.float32).softmax(dim=-1)
+            upto = slope.cumsum(dim=-1)
+            drawn = torch.rand(len(rows), 1, generator=generator, device=generator.device) * upto[:, -1:]
+            labels = torch.searchsorted(upto, drawn).clamp(max=rows.shape[-1] - 1)
+            slope.scatter_add_(-1, labels, -torch.ones_like(drawn))
+        # Linear in the outputs, with the gradient that the labels' cross-entropy has there: only that is wanted.
+        return [(rows * slope).sum()]
 
     def embedding_loss(model: nn.Module, batch: Any) -> list[Tensor]:
         embedding = embed(model, batch)
