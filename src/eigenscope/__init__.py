@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from eigenscope.tasks.adapter_init import init_adapter
     from eigenscope.tasks.adapter_merge import merge_adapters
     from eigenscope.tasks.adapter_show import show_adapter
-    from eigenscope.tasks.compressed import Compressed, compress
+    from eigenscope.tasks.compress_result import Compressed
+    from eigenscope.tasks.compressed import compress
     from eigenscope.tasks.curvature import curvature
     from eigenscope.tasks.curvature_result import Curvature
     from eigenscope.tasks.decompose import Decomposition, decompose
@@ -83,7 +84,7 @@ __all__ = [
 
 _HOMES = {
     "Adapter": "tasks.adapter",
-    "Compressed": "tasks.compressed",
+    "Compressed": "tasks.compress_result",
     "Curvature": "tasks.curvature_result",
     "Decomposition": "tasks.decompose",
     "Dense": "operators.arrays",

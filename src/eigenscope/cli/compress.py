@@ -6,10 +6,11 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import typer
 
+from eigenscope.cli.files import check_page
 from eigenscope.engine.pool import available_cpus
 from eigenscope.errors import InputError, SourceError
 from eigenscope.models.language import LanguageModel, load_language_model
@@ -20,14 +21,11 @@ from eigenscope.report import text
 from eigenscope.report.compress_text import print_compressed
 from eigenscope.tasks.compress import factorise
 from eigenscope.tasks.compress_factors import Weighting
-from eigenscope.tasks.compress_measure import speeds
 from eigenscope.tasks.compress_options import CompressOptions
+from eigenscope.tasks.compress_result import Compressed
 from eigenscope.tasks.compress_subject import Subject, of_language_model, text_batches
-from eigenscope.tasks.compressed import Compressed, finish
+from eigenscope.tasks.compressed import finish
 from eigenscope.tasks.recover import recover
-
-PROMPT = 256
-"""Tokens of the prompt on which the speed is measured."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,9 @@ class CompressWanted:
         output: folder to write.
         dense: write the factors multiplied out.
         force: write into a folder that is not empty.
-        speed: measure tokens per second.
+        speed: measure tokens per second and peak memory.
+        rivals: cut the model as others do, too.
+        report: the page.
         json, plan, quiet: as everywhere.
     """
 
@@ -56,6 +56,8 @@ class CompressWanted:
     dense: bool
     force: bool
     speed: bool
+    rivals: bool
+    report: Path | None
     json: bool
     plan: bool
     quiet: bool
@@ -81,22 +83,27 @@ def run_compress(source: str, options: CompressOptions, wanted: CompressWanted) 
         factored = factorise(
             subject, options, work, progress=lambda event: bar.update(event.done, event.total, event.label)
         )
-        made = finish(factored, options, others, wanted.sweep)
-    summary = made.summary()
+        made = finish(
+            factored, options, others, wanted.sweep, rivals=wanted.rivals,
+            progress=lambda event: bar.update(event.done, event.total, event.label),
+        )  # fmt: skip
     if wanted.recover:
         with text.ProgressBar(quiet=wanted.quiet) as bar:
-            summary |= _recovered(made, language, subject, options, wanted, work, bar)
+            _recover(made, language, subject, options, wanted, work, bar)
     if wanted.speed:
-        summary["speed"] = _speed(made, subject)
+        made.measure_speed(subject)
+    if wanted.report is not None:
+        made.report(wanted.report)
     if wanted.output is not None:
         made.save(wanted.output, dense=wanted.dense, force=wanted.force)
         shutil.rmtree(work)
     if wanted.json:
-        typer.echo(json.dumps(summary, indent=1, default=str, ensure_ascii=False))
+        typer.echo(json.dumps(made.summary(), indent=1, default=str, ensure_ascii=False))
         return
-    print_compressed(summary)
-    if wanted.output is not None:
-        typer.echo(wanted.output)
+    print_compressed(made.summary())
+    for written in (wanted.output, wanted.report):
+        if written is not None:
+            typer.echo(written)
 
 
 def _check(wanted: CompressWanted) -> None:
@@ -107,6 +114,8 @@ def _check(wanted: CompressWanted) -> None:
             raise InputError(f"--sweep {share}", expected="shares between 0 and 1, both excluded, as in 0.9,0.8,0.7")
     if wanted.output is None and (wanted.dense or wanted.force):
         raise InputError("--dense or --force without -o", expected="a folder to write")
+    if wanted.report is not None:
+        check_page(wanted.report, None)
     if wanted.output is not None:
         check_folder(wanted.output, force=wanted.force)
 
@@ -125,10 +134,10 @@ def _work_folder(output: Path | None) -> Path:
     return work
 
 
-def _recovered(
+def _recover(
     made: Compressed, language: LanguageModel, subject: Subject, options: CompressOptions, wanted: CompressWanted,
     work: Path, bar: text.ProgressBar,
-) -> dict[str, Any]:  # fmt: skip
+) -> None:  # fmt: skip
     """Train on text that the layers were not fitted to, as far as there is any; measure again."""
     needed = wanted.recover * options.batch
     shape = subject.fitted[0]["input_ids"].shape
@@ -143,16 +152,7 @@ def _recovered(
     )  # fmt: skip
     made.remeasure(subject, text_batches(subject, read_domains(wanted.evaluate), options) if wanted.evaluate else {})
     losses = done.losses or (float("nan"),)
-    return made.summary() | {
-        "recovery": {"steps": done.steps, "parameters": done.parameters, "first": losses[0], "last": losses[-1]}
-    }
-
-
-def _speed(made: Compressed, subject: Subject) -> dict[str, tuple[float, float]]:
-    if subject.likelihood != "causal":
-        raise InputError("--speed of a model that does not write", expected="a causal language model")
-    dense, now = speeds([subject.model, made.model], subject.held_out[0]["input_ids"][:1, :PROMPT])
-    return {"prompt": (dense.prompt, now.prompt), "generation": (dense.generation, now.generation)}
+    made.recovery = {"steps": done.steps, "parameters": done.parameters, "first": losses[0], "last": losses[-1]}
 
 
 def plan_lines(subject: Subject, options: CompressOptions) -> dict[str, str]:

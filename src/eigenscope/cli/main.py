@@ -221,19 +221,22 @@ def compress(
     uniform: Annotated[bool, typer.Option("--uniform", help="The same share of every layer.")] = False,
     sweep: Annotated[str, typer.Option(metavar="A,B,…", help="Also the loss at these shares.")] = "",
     evaluate: Annotated[list[str] | None, typer.Option("--eval", metavar="FILE", help="Also the loss on this text.")] = None,
+    rivals: Annotated[bool, typer.Option("--rivals", help="Also plain SVD, ASVD and one-sided whitening, with uniform ranks.")] = False,
+    second_pass: Annotated[bool, typer.Option("--second-pass", help="Fit again to the compressed model's own inputs; kept if that helps.")] = False,
     tokens: Annotated[int, typer.Option(metavar="N", help="Of the texts, a fifth of them held out.")] = 20480,
     length: Annotated[int | None, typer.Option(metavar="N", help="Of a window, in tokens.")] = None,
     prior: Annotated[float | None, typer.Option(metavar="SHARE", help="Of random tokens in the inputs' metric; default: tried.")] = None,
     multiple: Annotated[int, typer.Option(metavar="N", help="Ranks are multiples of it.")] = 1,
     recover: Annotated[int, typer.Option(metavar="STEPS", help="Of training the factors to say what the dense model says.")] = 0,
     learning_rate: Annotated[float, typer.Option(metavar="η", help="Of that training.")] = 2e-4,
-    speed: Annotated[bool, typer.Option("--speed", help="Also tokens per second, dense and compressed.")] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Also tokens per second and peak memory, dense and compressed.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it appears when it is whole.")] = None,
     dense: Annotated[bool, typer.Option("--dense", help="Write the factors multiplied out, for programs that know none.")] = False,
     include: shared.Include = None,
     exclude: shared.Exclude = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Windows at a time.")] = 2,
     force: shared.Force = False,
+    report: shared.Page = None,
     json: shared.Json = False,
     plan: shared.Plan = False,
     seed: shared.Seed = 0,
@@ -247,10 +250,12 @@ def compress(
         keep=keep, keep_bytes=keep_bytes, loss_budget=loss_budget, objective=weighting(objective),
         allocation="uniform" if uniform else "global", tokens=tokens, length=length, prior=prior, multiple=multiple,
         batch=batch, include=tuple(include or ()), exclude=tuple(exclude or ()), seed=seed,
+        second_pass=second_pass,
     )  # fmt: skip
     wanted = CompressWanted(
         texts=tuple(text or ()), evaluate=tuple(evaluate or ()), sweep=shares(sweep), recover=recover,
-        learning_rate=learning_rate, output=output, dense=dense, force=force, speed=speed, json=json, plan=plan, quiet=quiet,
+        learning_rate=learning_rate, output=output, dense=dense, force=force, speed=speed, rivals=rivals,
+        report=report, json=json, plan=plan, quiet=quiet,
     )  # fmt: skip
     run_compress(source, with_ranks(options, ranks), wanted)
 

@@ -18,6 +18,7 @@ from eigenscope.engine.progress import Listener, Progress, silent
 from eigenscope.errors import InputError
 from eigenscope.measures.rank_curves import (
     RankCurve,
+    factored_cost,
     interpolative_cost,
     rank_curve,
     spend,
@@ -27,7 +28,7 @@ from eigenscope.measures.rank_curves import (
 from eigenscope.models import lowrank
 from eigenscope.results import Estimate
 from eigenscope.tasks.calibration import MomentFiles, calibrate, passes
-from eigenscope.tasks.compress_factors import OUTPUT_DAMPING, Fitting, LayerTerms, fit, low_rank_layer
+from eigenscope.tasks.compress_factors import OUTPUT_DAMPING, Fitting, LayerTerms, Weighting, fit, low_rank_layer
 from eigenscope.tasks.compress_measure import LossProbe, loss_added
 from eigenscope.tasks.compress_options import CompressOptions
 from eigenscope.tasks.compress_subject import Subject
@@ -67,28 +68,32 @@ class Factored:
     Attributes:
         subject: model and text.
         terms: of every layer, in the model's order.
-        prior: share of random tokens that was chosen.
+        fitting: how they were fitted.
+        folder: where the terms are.
         notes: what the user should know.
+        plain: a layer is held by two plain factors, instead of rows and combinations.
+        curves: loss against cost of every layer.
     """
 
     def __init__(
-        self, subject: Subject, options: CompressOptions, terms: Sequence[LayerTerms], prior: float, folder: Path,
-        notes: Sequence[str],
+        self, subject: Subject, options: CompressOptions, terms: Sequence[LayerTerms], fitting: Fitting, folder: Path,
+        notes: Sequence[str] = (), *, plain: bool = False,
     ) -> None:  # fmt: skip
-        self.subject, self.options, self.prior = subject, options, prior
-        self.terms = tuple(terms)
-        self.notes = tuple(notes)
-        self._folder = folder
+        self.subject, self.options, self.fitting, self.folder = subject, options, fitting, folder
+        self.terms, self.notes, self.plain = tuple(terms), tuple(notes), plain
         self._held = subject.probe("held-out text", subject.held_out, options.seed)
         self._dense: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         self.curves = [self._curve(layer) for layer in self.terms]
 
     def _curve(self, layer: LayerTerms) -> RankCurve:
-        if layer.kept_dense:
-            only_dense = min(layer.rows, layer.cols)
-            return rank_curve(layer.held_out, layer.rows, layer.cols, multiple=only_dense)
         # The held-out losses: those fitted are least where the moments are poorest, and would draw the cuts there.
-        return rank_curve(layer.held_out, layer.rows, layer.cols, multiple=self.options.multiple)
+        multiple = min(layer.rows, layer.cols) if layer.kept_dense else self.options.multiple
+        return rank_curve(layer.held_out, layer.rows, layer.cols, multiple=multiple, plain=self.plain)
+
+    @property
+    def prior(self) -> float:
+        """Share of random tokens that was chosen."""
+        return self.fitting.prior
 
     @property
     def dense_parameters(self) -> int:
@@ -130,7 +135,7 @@ class Factored:
             if rank >= min(layer.rows, layer.cols):
                 cost += layer.rows * layer.cols
             else:
-                cost += interpolative_cost(rank, layer.rows, layer.cols)
+                cost += (factored_cost if self.plain else interpolative_cost)(rank, layer.rows, layer.cols)
                 predicted += float(layer.held_out[rank])
                 fitted += float(layer.fitted[rank])
         names = [layer.name for layer in self.terms]
@@ -155,22 +160,29 @@ class Factored:
             rank = ranks.ranks[layer.name]
             if rank < curve.dense:
                 dense = self.subject.model.get_submodule(layer.name)
-                layers[layer.name], growths[layer.name] = low_rank_layer(self._folder, layer.name, dense, rank)
+                layers[layer.name], growths[layer.name] = low_rank_layer(self.folder, layer.name, dense, rank)
         return layers, growths
 
     def measure(self, ranks: Ranks, probes: Sequence[LossProbe] = ()) -> dict[str, Estimate]:
         """Loss added on the held-out text, and on each probe."""
-        wanted = [self._held, *probes]
-        for probe in wanted:
+        self._measure_dense([self._held, *probes])
+        with self.installed(ranks):
+            return self.measure_model(self.subject.model, probes)
+
+    def measure_model(self, model: nn.Module, probes: Sequence[LossProbe] = ()) -> dict[str, Estimate]:
+        """The same of a compressed model as it is."""
+        self._measure_dense([self._held, *probes])
+        found = {}
+        for probe in (self._held, *probes):
+            before, reference = self._dense[probe.name]
+            found[probe.name] = loss_added(before, probe.losses(model, reference))
+        return found
+
+    def _measure_dense(self, probes: Sequence[LossProbe]) -> None:
+        for probe in probes:
             if probe.name not in self._dense:
                 reference = probe.reference(self.subject.model)
                 self._dense[probe.name] = (probe.losses(self.subject.model, reference), reference)
-        with self.installed(ranks):
-            found = {}
-            for probe in wanted:
-                before, reference = self._dense[probe.name]
-                found[probe.name] = loss_added(before, probe.losses(self.subject.model, reference))
-        return found
 
     def dense_loss(self, name: str = "held-out text") -> float:
         """Mean loss of the dense model on a text that has been measured."""
@@ -203,27 +215,53 @@ def factorise(
         OSError: no space.
     """
     _claim(folder, subject, options)
-    model, workers = subject.model, workers or available_cpus()
+    workers = workers or available_cpus()
     steps = _Steps(progress)
     fitting = _measured(subject, options, folder, steps)
-    sharing = _sharing(subject.layers, fitting.fitted)
+    groups = sharing(subject.layers, fitting.fitted)
     notes = [*subject.notes, *(f"{name} is used more than once in a pass" for name in fitting.fitted.repeated)]
     if options.prior is None and fitting.random is not None:
         tried = [replace(fitting, prior=prior) for prior in PRIORS]
-        fitting, seen = _best(subject, options, tried, sharing, folder, workers)
+        fitting, seen = _best(subject, options, tried, groups, folder, workers)
         notes.append(
             f"share of random tokens in the inputs' metric: {fitting.prior:g}; held-out loss of some layers {seen}"
         )
     if options.objective == "two-sided":
         tried = [replace(fitting, damping=damping) for damping in DAMPINGS]
-        fitting, seen = _best(subject, options, tried, sharing, folder, workers)
+        fitting, seen = _best(subject, options, tried, groups, folder, workers)
         notes.append(f"damping of the outputs' metric: {fitting.damping:g}; held-out loss of some layers {seen}")
     terms_folder = _terms_folder(folder, fitting)
-    steps.total = steps.done + len(sharing)
-    found = {
-        layer.name: layer for layer in fit(model, sharing, fitting, terms_folder, workers, steps.advance("layers"))
-    }
-    return Factored(subject, options, [found[name] for name in subject.layers], fitting.prior, terms_folder, notes)
+    steps.total = steps.done + len(groups)
+    terms = _fitted(subject, fitting, terms_folder, workers, steps.advance("layers"))
+    return Factored(subject, options, terms, fitting, terms_folder, notes)
+
+
+def refitted(factored: Factored, weighting: Weighting, *, progress: Listener = silent) -> Factored:
+    """The same model fitted to the same text with another objective, its layers held by two plain factors.
+
+    Args:
+        factored: of the two-sided objective, or of any whose inputs have been measured.
+        weighting: the objective; random tokens have no part in it.
+        progress: called after each group of layers.
+    """
+    fitting = replace(factored.fitting, weighting=weighting, prior=0.0, random=None)
+    folder = factored.folder.parent / f"terms-{weighting}"
+    folder.mkdir(exist_ok=True)
+    steps = _Steps(progress)
+    steps.total = len(sharing(factored.subject.layers, fitting.fitted))
+    terms = _fitted(factored.subject, fitting, folder, available_cpus(), steps.advance(f"layers, {weighting}"))
+    found = Factored(factored.subject, factored.options, terms, fitting, folder, plain=True)
+    found._dense = factored._dense
+    return found
+
+
+def _fitted(
+    subject: Subject, fitting: Fitting, folder: Path, workers: int, progress: Callable[[], None]
+) -> list[LayerTerms]:
+    """The terms of all layers, in the model's order."""
+    groups = sharing(subject.layers, fitting.fitted)
+    found = {layer.name: layer for layer in fit(subject.model, groups, fitting, folder, workers, progress)}
+    return [found[name] for name in subject.layers]
 
 
 class _Steps:
@@ -266,7 +304,8 @@ def _measured(subject: Subject, options: CompressOptions, folder: Path, steps: _
     )  # fmt: skip
 
 
-def _sharing(layers: Sequence[str], moments: MomentFiles) -> list[list[str]]:
+def sharing(layers: Sequence[str], moments: MomentFiles) -> list[list[str]]:
+    """The layers in groups that are given the same inputs, in the order of their first ones."""
     groups: dict[str, list[str]] = {}
     for name in layers:
         groups.setdefault(moments.leaders.get(name, name), []).append(name)
@@ -274,12 +313,12 @@ def _sharing(layers: Sequence[str], moments: MomentFiles) -> list[list[str]]:
 
 
 def _best(
-    subject: Subject, options: CompressOptions, tried: Sequence[Fitting], sharing: Sequence[Sequence[str]], folder: Path,
+    subject: Subject, options: CompressOptions, tried: Sequence[Fitting], groups: Sequence[Sequence[str]], folder: Path,
     workers: int,
 ) -> tuple[Fitting, str]:  # fmt: skip
     """The fitting with which a few layers, at the rank that the target gives them, lose least on held-out text; and what was seen."""
-    step = max(1, len(sharing) // TRIED_GROUPS)
-    sample = sharing[step // 2 :: step][:TRIED_GROUPS]
+    step = max(1, len(groups) // TRIED_GROUPS)
+    sample = groups[step // 2 :: step][:TRIED_GROUPS]
     keep = options.keep or options.keep_bytes or 0.8
     losses = []
     for fitting in tried:
@@ -302,7 +341,7 @@ def _claim(folder: Path, subject: Subject, options: CompressOptions) -> None:
     """Write down what the folder's files are of, or find that they are of something else."""
     fitting = {
         key: value for key, value in asdict(options).items()
-        if key not in ("keep", "keep_bytes", "loss_budget", "ranks", "allocation", "multiple")
+        if key not in ("keep", "keep_bytes", "loss_budget", "ranks", "allocation", "multiple", "second_pass")
     }  # fmt: skip
     digest = hashlib.sha256()
     for name, parameter in subject.model.named_parameters():

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from eigenscope.models.statistics import call
 from eigenscope.results import Estimate
 from eigenscope.tasks.calibration import Likelihood, embed
 
+HELD_OUT = "held-out text"
+"""Name of the text, or the batches, on which nothing was fitted."""
 MASKED_SHARE = 0.15
 """Share of tokens hidden from a masked language model (Devlin et al., BERT, 2019, §3.1)."""
 
@@ -85,6 +90,21 @@ def loss_added(before: Tensor, after: Tensor) -> Estimate:
 
 
 @dataclass(frozen=True)
+class TradeOff:
+    """One point of the curve of loss against size.
+
+    Attributes:
+        keep: share of the layers' parameters.
+        predicted: loss added on held-out text, by the second-order expansion.
+        measured: text → loss added.
+    """
+
+    keep: float
+    predicted: float
+    measured: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Tokens per second of one request at a time, medians.
 
@@ -124,6 +144,65 @@ def speeds(models: Sequence[nn.Module], ids: Tensor, *, new_tokens: int = 24, ro
         Speed(ids.shape[1] / _median(reading), new_tokens / _median(writing))
         for reading, writing in zip(prompts, writings, strict=True)
     ]  # fmt: skip
+
+
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of its parameters and buffers, those that are shared counted once."""
+    sizes: dict[int, int] = {}
+    for held in map(_storage, (*model.parameters(), *model.buffers())):
+        sizes[id(held)] = int(held.nbytes())
+    return sum(sizes.values())
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, ids: Tensor) -> int:
+    """Most bytes held at once while a causal model reads a prompt: its own, and those of the tensors that operations make.
+
+    What an operation takes for itself while it runs, and the program around it, are not in it.
+
+    Args:
+        model: transformers' model.
+        ids: (1, l) prompt.
+    """
+    model.eval()
+    with _LiveBytes() as live:
+        call(model, {"input_ids": ids, "use_cache": True})
+    return bytes_of(model) + live.most
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the storages that operations have made and that are still held, and the most that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._held: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        given = {id(_storage(leaf)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            # A view shares the storage of what the operation was given.
+            if isinstance(leaf, Tensor) and id(_storage(leaf)) not in given | self._held:
+                self._add(_storage(leaf))
+        self.most = max(self.most, self.now)
+        return found
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._held.add(id(storage))
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._drop, id(storage), storage.nbytes())
+
+    def _drop(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self.now -= size
 
 
 def _median(values: Iterable[float]) -> float:

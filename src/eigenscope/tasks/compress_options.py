@@ -30,6 +30,7 @@ class CompressOptions:
         batch: windows at a time.
         include, exclude: shell patterns over layers' names.
         seed: of everything random.
+        second_pass: fit the linear layers again to the inputs that they have in the compressed model, if that helps.
     """
 
     keep: float | None = None
@@ -47,6 +48,7 @@ class CompressOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     seed: int = 0
+    second_pass: bool = False
 
     def check(self) -> None:
         """Raises InputError for what is out of range."""
