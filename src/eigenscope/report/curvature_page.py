@@ -55,7 +55,7 @@ def render(content: Mapping[str, Any]) -> str:
         warnings.append("Some eigenpairs have not converged: their values are bounded by what stands beside them.")
     return shell.fill(
         "curvature.html",
-        script=shell.part("curvature.js"),
+        script=shell.part("figures.js"),
         data={"figures": {name: _plain(figure) for name, (_, figure) in drawn.items()}, "dark": curvature_figures.ON_DARK},
         style=STYLE,
         title=visible(content["source"]),

@@ -1,4 +1,4 @@
-// The figures of an analysis of curvature, in the colours of the page.
+// The figures of a page that is read from top to bottom, in its colours.
 
 (() => {
   const DATA = JSON.parse(document.getElementById("data").textContent);
