@@ -74,6 +74,8 @@ def run_compress(source: str, options: CompressOptions, wanted: CompressWanted) 
     domains, others = read_domains(wanted.texts), read_domains(wanted.evaluate) if wanted.evaluate else ()
     language = load_language_model(source)
     subject = of_language_model(language, domains, options)
+    if wanted.speed and subject.likelihood != "causal":
+        raise InputError("--speed of a model that does not write", where=source, expected="a causal language model")
     if wanted.plan:
         lines = plan_lines(subject, options)
         typer.echo(json.dumps(lines, indent=1)) if wanted.json else text.print_plan(lines)

@@ -17,7 +17,7 @@ STYLE = (
     "td.long { white-space: normal; min-width: 16em; }\n"
 )
 HINTS = {
-    "curve": "On a logarithmic axis. Bars are two standard errors over the batches of the text; a triangle that points down stands"
+    "curve-0": "On a logarithmic axis. Bars are two standard errors over the windows of the text; a triangle that points down stands"
     " for a loss that is not above 0, at the most that it may be. The prediction is of the held-out text on every picture.",
     "kept": "Share of each layer's numbers. One threshold on the loss that a number saves gives all of them.",
     "lost": "By the second-order expansion, each layer cut alone. Grey layers stay dense.",
@@ -48,7 +48,8 @@ def render(content: Mapping[str, Any]) -> str:
         title=visible(content["source"]),
         headline=visible(headline(content)),
         findings=[visible(line) for line in content["findings"]],
-        figures=[(name, visible(title), HINTS[name.split("-")[0]]) for name, (title, _) in drawn.items()],
+        figures=[(name, visible(title), HINTS.get(name, "")) for name, (title, _) in drawn.items()],
+        first=list(_first(content)),
         tables=[table for table in _tables(content) if table["rows"]],
         left=[(visible(name), visible(why)) for name, why in content["left dense"].items()],
         notes=[visible(line) for line in content["notes"]],
@@ -56,10 +57,13 @@ def render(content: Mapping[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _tables(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _first(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     columns, rows = loss_rows(content)
     yield _table("losses", f"Loss, in {content['unit']}", columns, rows)
     yield _table("costs", "Size and speed", COSTS, costs(content))
+
+
+def _tables(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     columns, rows = curve_rows(content)
     yield _table("sizes", "Loss added at each size", columns, rows)
     yield _table("layers", "All layers", LAYERS, layer_rows(content))

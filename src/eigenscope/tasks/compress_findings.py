@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -13,8 +14,6 @@ WIDE = 2.0
 """Factor between prediction and measurement beyond which the second-order expansion is said not to hold."""
 CERTAIN = 2.0
 """Standard errors."""
-NEAR = 0.005
-"""Shares closer than that are the same."""
 Verdict = Literal["holds", "too low", "too high", "open"]
 
 
@@ -32,13 +31,13 @@ def findings(points: Sequence[TradeOff], chosen: TradeOff, rivals: Sequence[Riva
     """Sentences: where the prediction breaks down, on which text the model loses more, what the rivals lose.
 
     Args:
-        points: of the curve, in any order.
+        points: of the curve.
         chosen: the model that was made.
-        rivals: measured in the same run.
+        rivals: measured in the same run at the shares of the points, or where there are none at that of the model.
     """
     curve = {round(point.keep, 6): point for point in (*points, chosen)}
     ordered = [curve[keep] for keep in sorted(curve, reverse=True)]
-    return [*_predictions(ordered), *_texts(chosen), *_rivals(ordered, rivals)]
+    return [*_predictions(ordered), *_texts(chosen), *_rivals(points or (chosen,), rivals)]
 
 
 def _predictions(points: Sequence[TradeOff]) -> Iterator[str]:
@@ -71,29 +70,26 @@ def _texts(chosen: TradeOff) -> Iterator[str]:
 
 
 def _rivals(points: Sequence[TradeOff], rivals: Sequence[Rival]) -> Iterator[str]:
-    for point in points:
+    for place, point in enumerate(points if rivals else ()):
         # The last text is the one furthest from what was fitted to: one that was given to be measured on, if any was.
         text = list(point.measured)[-1]
         ours = point.measured[text]
-        found = [
-            (each.measured[text], rival.name) for rival in rivals for each in rival.points
-            if abs(each.keep - point.keep) < NEAR and text in each.measured
-        ]  # fmt: skip
-        if not found:
-            continue
+        found = ((rival.points[place].measured[text], rival.name) for rival in rivals)
         best, name = min(found, key=lambda pair: pair[0].value)
         error = CERTAIN * (best.stderr**2 + ours.stderr**2) ** 0.5
+        words = "not told apart from what the best rival"
         if best.value - ours.value > error:
-            share = f"{max(ours.value, 0.0) / best.value:.2g} × what the best rival, {name} with uniform ranks, adds"
+            words = f"{max(ours.value, 0.0) / best.value:.2g} × what the best rival"
         elif ours.value - best.value > error:
-            share = f"more than {name} with uniform ranks adds"
-        else:
-            share = f"not told apart from what {name} with uniform ranks adds"
-        yield _sentence(f"at {point.keep:.3g}, on {text}, {_loss(ours)} is added: {share}, {_loss(best)}")
+            words = "more than what the best rival"
+        yield _sentence(
+            f"at {point.keep:.3g}, on {text}, {_loss(ours)} is added: {words}, {name} with uniform ranks, adds, {_loss(best)}"
+        )
 
 
 def _loss(found: Estimate) -> str:
-    return f"{found.value:.3g} ± {found.stderr:.2g}"
+    error = f"{found.stderr:.2g}" if math.isfinite(found.stderr) else "∞"
+    return f"{found.value:.3g} ± {error}".replace("-", "−", 1) if found.value < 0.0 else f"{found.value:.3g} ± {error}"
 
 
 def _sentence(text: str) -> str:

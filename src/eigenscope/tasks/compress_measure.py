@@ -52,7 +52,9 @@ class LossProbe:
 
     @torch.no_grad()
     def losses(self, model: nn.Module, reference: Sequence[Tensor] = ()) -> Tensor:
-        """(b,) mean loss of every batch, float64: nats per token, nats per sample, or ½‖Δz‖² per embedding.
+        """(w,) float64 mean loss of every window or sample: nats per token, nats, or ½‖Δz‖² of an embedding.
+
+        Windows in which a masked model has nothing hidden are left out.
 
         Args:
             model: put into evaluation mode.
@@ -63,27 +65,31 @@ class LossProbe:
         found = []
         for place, batch in enumerate(self.batches):
             if self.likelihood == "embedding":
-                distance = embed(model, batch) - reference[place]
-                found.append(0.5 * float(distance.square().sum(dim=-1).mean()))
+                lost: Tensor = 0.5 * (embed(model, batch) - reference[place]).square().sum(dim=-1)
+            elif self.likelihood == "classes":
+                lost = nn.functional.cross_entropy(call(model, batch), batch[1], reduction="none")
             else:
-                found.append(float(self._cross_entropy(model, batch, generator)))
-        return torch.tensor(found, dtype=torch.float64)
+                lost = self._per_window(model, batch, generator)
+            found.append(lost.to("cpu", torch.float64))
+        return torch.cat(found)
 
-    def _cross_entropy(self, model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
-        if self.likelihood == "classes":
-            return nn.functional.cross_entropy(call(model, batch), batch[1])
+    def _per_window(self, model: nn.Module, batch: Any, generator: torch.Generator) -> Tensor:
         ids: Tensor = batch["input_ids"]
         mask = batch["attention_mask"].bool()
         if self.likelihood == "causal":
-            logits = call(model, batch).logits[:, :-1]
-            return nn.functional.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
-        hidden = mask & (torch.rand(ids.shape, generator=generator).to(ids.device) < MASKED_SHARE)
-        logits = call(model, {**batch, "input_ids": ids.masked_fill(hidden, self.mask_token)}).logits
-        return nn.functional.cross_entropy(logits[hidden], ids[hidden])
+            logits, wanted, counted = call(model, batch).logits[:, :-1], ids[:, 1:], mask[:, 1:]
+        else:
+            counted = mask & (torch.rand(ids.shape, generator=generator).to(ids.device) < MASKED_SHARE)
+            hidden = {**batch, "input_ids": ids.masked_fill(counted, self.mask_token)}
+            logits, wanted = call(model, hidden).logits, ids
+        lost = nn.functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        told = counted.sum(dim=1)
+        means: Tensor = (lost * counted).sum(dim=1) / told
+        return means[told > 0]
 
 
 def loss_added(before: Tensor, after: Tensor) -> Estimate:
-    """Mean of the batches' differences, and its standard error over them."""
+    """Mean of the windows' differences, and its standard error over them."""
     added = after - before
     stderr = float(added.std()) / math.sqrt(len(added)) if len(added) > 1 else math.inf
     return Estimate(float(added.mean()), stderr, len(added))
@@ -165,7 +171,8 @@ def peak_memory(model: nn.Module, ids: Tensor) -> int:
         ids: (1, l) prompt.
     """
     model.eval()
-    with _LiveBytes() as live:
+    live = _LiveBytes()
+    with live:
         call(model, {"input_ids": ids, "use_cache": True})
     return bytes_of(model) + live.most
 

@@ -81,16 +81,14 @@ def try_second_pass(
         again = _copied(model)
         found = fit_again(subject.model, again, groups, factored.fitting, subject.fitted, share, step)
         losses = factored.measure_model(again, probes)
-        seen.append(f"{losses[HELD_OUT].value:.4g} with {share:g} of its objective on the shifted inputs")
+        seen.append(f"{losses[HELD_OUT].value:.4g} with a share {share:g} of the inputs shifted")
         if losses[HELD_OUT].value < best[1][HELD_OUT].value:
             best = again, losses
             growths |= found
-    held = "the second is kept" if best[0] is not model else "the first is kept"
+    held = "the second pass is kept" if best[0] is not model else "the first pass is kept"
     first = measured[HELD_OUT]
-    return (
-        *best,
-        f"second pass: on held-out text {', '.join(seen)}; {first.value:.4g} ± {first.stderr:.2g} without: {held}",
-    )
+    before = f"{first.value:.4g} ± {first.stderr:.2g}"
+    return *best, f"loss added on held-out text by the first pass {before}, by a second {', '.join(seen)}: {held}"
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -87,6 +87,7 @@ def of_language_model(
         InputError: too little text, a model that is factored already, nothing to compress.
     """
     model: Any = language.model
+    _check_kind(model, language)
     wanted = options.length or LENGTHS[language.kind]
     length = min(wanted, getattr(getattr(model, "config", None), "max_position_embeddings", None) or wanted)
     encoder = language.kind != "causal"
@@ -100,9 +101,12 @@ def of_language_model(
         )  # fmt: skip
     fitted, held_out = split_windows(text, options.held_out)
     layers, left_out = choose_layers(model, options)
-    notes = _text_notes(model, layers, fitted, domains, options)
+    notes = (*_text_notes(model, layers, fitted, domains, options), *_copies(model, layers))
     if length < wanted:
         notes += (f"windows of {length} tokens: the model takes no more",)
+    whole = (getattr(model.config, "architectures", None) or [""])[0]
+    if language.kind == "embedding" and "For" in whole:
+        notes += (f"a {whole} is taken as the encoder of its passages: its head is left out",)
     device = next(model.parameters()).device
     per_window = language.kind == "embedding"
     return Subject(
@@ -111,6 +115,20 @@ def of_language_model(
         (len(fitted), len(held_out)) if per_window else (fitted.tokens, held_out.tokens), layers, left_out, notes,
         language.source,
     )  # fmt: skip
+
+
+def _check_kind(model: Any, language: LanguageModel) -> None:
+    """Refuse what can be neither fitted to a loss of its own nor taken as an encoder."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise InputError(
+            f"a {type(model).__name__}, which reads one text and writes another", where=language.source,
+            expected="a causal or masked language model, or an encoder",
+        )  # fmt: skip
+    if language.kind == "embedding" and "For" in type(model).__name__:
+        raise InputError(
+            f"a {type(model).__name__}, which has neither a causal head nor one for hidden tokens", where=language.source,
+            expected="a language model, or an encoder", remedy="pass its base_model, or batches without a tokenizer",
+        )  # fmt: skip
 
 
 def of_network(model: nn.Module, batches: Sequence[Any], likelihood: Likelihood, options: CompressOptions) -> Subject:
@@ -126,7 +144,7 @@ def of_network(model: nn.Module, batches: Sequence[Any], likelihood: Likelihood,
     fitted, held_out = tuple(given[:-held]), tuple(given[-held:])
     layers, left_out = choose_layers(model, options)
     return Subject(
-        model, None, likelihood, fitted, held_out, (_samples(fitted), _samples(held_out)), layers, left_out, (),
+        model, None, likelihood, fitted, held_out, (_samples(fitted), _samples(held_out)), layers, left_out, _copies(model, layers),
         type(model).__name__,
     )  # fmt: skip
 
@@ -177,7 +195,34 @@ def choose_layers(model: Any, options: CompressOptions) -> tuple[tuple[str, ...]
             f"no layer to compress in {type(model).__name__}", expected="linear layers or ungrouped convolutions",
             remedy="check --include and --exclude",
         )  # fmt: skip
-    return tuple(chosen), left_out
+    return tuple(chosen), left_out | _others(model, {*chosen, *left_out})
+
+
+def _others(model: nn.Module, layers: Set[str]) -> dict[str, str]:
+    """Matrices that no linear layer holds, as those of experts in one tensor, and what does; embeddings apart."""
+    seen = {id(parameter) for name in layers for parameter in model.get_submodule(name).parameters(recurse=False)}
+    seen |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {
+        f"{name}.{key}".lstrip("."): f"a {type(module).__name__} holds it, which is no linear layer and no ungrouped convolution"
+        for name, module in model.named_modules() for key, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() > 1 and id(parameter) not in seen
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _copies(model: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+    """Layers that hold the same weights as another, in words."""
+    seen: dict[tuple[Any, ...], list[str]] = {}
+    notes = []
+    for name in layers:
+        weight: Any = model.get_submodule(name).weight
+        alike = seen.setdefault((weight.shape, weight.dtype, float(weight.sum())), [])
+        first = next((other for other in alike if torch.equal(model.get_submodule(other).weight, weight)), None)  # type: ignore[arg-type]
+        if first is None:
+            alike.append(name)
+        else:
+            notes.append(f"{name} holds the same weights as {first}: tied in the model, they would be stored once")
+    return tuple(notes)
 
 
 def _wanted(name: str, options: CompressOptions) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -139,6 +140,7 @@ def finish(
         points.append(TradeOff(share, at.predicted, factored.measure(at, probes)))
     ranks, notes = choose_ranks(factored, options)
     measured = factored.measure(ranks, probes)
+    notes = [*_guessing(factored), *notes]
     layers, growths = factored.low_rank_layers(ranks)
     model = shared_copy(subject.model)
     lowrank.replace(model, layers)
@@ -149,6 +151,19 @@ def finish(
     others = rival_curves(factored, sweep or (kept,), probes, progress=progress) if rivals else ()
     reports = _layer_reports(factored, ranks, growths)
     return Compressed(model, factored, ranks, reports, measured, points, others, [*factored.notes, *notes])
+
+
+def _guessing(factored: Factored) -> list[str]:
+    """Whether the dense model knows no more of the text than that there are so many tokens, in words."""
+    subject = factored.subject
+    guessed = math.log(subject.random_tokens) if subject.likelihood in ("causal", "masked") else math.inf
+    loss = factored.dense_loss()
+    if loss < guessed:
+        return []
+    return [
+        f"the dense model's loss on held-out text, {loss:.4g}, is no better than a guess among all tokens, {guessed:.4g}: "
+        "is the tokenizer the model's own?"
+    ]
 
 
 def _for_share(factored: Factored, options: CompressOptions, share: float) -> Ranks:
