@@ -9,7 +9,7 @@ import torch
 import eigenscope as es
 from cases import with_spectrum
 from eigenscope.methods import lapack
-from eigenscope.methods.exact import lapack_bound
+from eigenscope.methods.bounds import lapack_bound
 from eigenscope.methods.smallest import smallest_values
 
 

@@ -247,7 +247,7 @@ def _svd_choice(A: LinearOperator, k: int, tol: float, which: str) -> tuple[str,
     if A.device.type != "cpu":
         few = 8 * k < small and small >= DEVICE_SIZE
         return ("krylov", "few values of a large matrix on an accelerator") if few else ("exact", "a small matrix")
-    gram = exact.prefers_gram(A.matrix, k)
+    gram = exact.prefers_gram(A.matrix, k, tol)
     seconds = exact.gram_seconds(A.matrix, k, tol) if gram else exact.lapack_seconds(A.matrix)
     rivals = {"krylov": krylov.seconds(A, k, AS_ACCURATE * tol)}
     if _is_steep(A, k):

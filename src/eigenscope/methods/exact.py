@@ -14,47 +14,18 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
+from eigenscope.methods.bounds import gram_bound, lapack_bound, value_bounds
 from eigenscope.methods.lapack import add_gram, symmetric_eigen
+from eigenscope.methods.orthonormal import polished
 from eigenscope.methods.smallest import smallest_values
 from eigenscope.results import Spectrum
 
-ROUNDING = {
-    torch.float64: 2.0**-53,
-    torch.float32: 2.0**-24,
-    torch.complex128: 2.0**-53,
-    torch.complex64: 2.0**-24,
-}
 BLOCK = 192
 """Rows or columns promoted at a time: few, so that the cache still holds them when they are multiplied."""
 DEVICE_BLOCK = 1024
 SMALLEST_RELATIVE = 1e-3
 """Relative error bound of σ_min beyond which ``singular_values`` leaves the Gram route."""
 DEFAULT_TOLERANCE = 1e-6
-
-
-def gram_bound(frobenius: float, largest: float, inner: int, size: int) -> float:
-    """Bound ε on the error of every eigenvalue of the computed Gram matrix: |σ̂² − σ²| ≤ ε.
-
-    Forming an inner product of length ``inner`` in float64 errs by at most √inner·u·Σ|aᵢbᵢ| with high probability
-    (Higham & Mary, SIAM J. Sci. Comput. 41(5), 2019, Theorem 3.1), hence the matrix by √inner·u·‖A‖_F²; the
-    symmetric eigensolver is backward stable with p(n)·u·σ₁², p(n) = n (LAPACK Users' Guide, §4.7); Weyl's
-    inequality adds the two. Doubled for the terms of second order.
-    """
-    return 2.0 * ROUNDING[torch.float64] * (math.sqrt(inner) * frobenius**2 + size * largest**2)
-
-
-def value_bounds(values: Tensor, epsilon: float) -> Tensor:
-    """Bounds (k,) on |σ̂ − σ| that follow from |σ̂² − σ²| ≤ ε: never more than √ε, and ε/σ̂ where that is less."""
-    root = math.sqrt(epsilon)
-    return torch.full_like(values, 0.0) if root == 0.0 else epsilon / values.clamp(min=root)
-
-
-def lapack_bound(shape: tuple[int, int], largest: float, dtype: torch.dtype = torch.float64) -> float:
-    """Bound on the absolute error of every value of a backward stable SVD: max(m, n)·eps·σ₁.
-
-    LAPACK Users' Guide, 3rd ed., §4.9.1, with p(m, n) = max(m, n).
-    """
-    return max(shape) * 2.0 * ROUNDING[dtype] * largest
 
 
 def singular_values(A: Tensor, *, method: str = "auto", tol: float | None = None) -> Spectrum:
@@ -213,16 +184,21 @@ NARROW_LIMIT = 1e-4
 """Tolerance from which a float32 matrix has its Gram matrix formed in float32: the residuals that leaves are near 1e-6."""
 
 
-def prefers_gram(A: Tensor, k: int) -> bool:
+def prefers_gram(A: Tensor, k: int, tol: float) -> bool:
     """Whether ``singular_triplets`` tries the Gram route: real, on the CPU, and tall, wide or asked for few."""
-    aspect = max(A.shape) / min(A.shape)
-    return not A.is_complex() and A.device.type == "cpu" and (aspect >= 2.5 or 3 * k <= min(A.shape))
+    small, long = min(A.shape), max(A.shape)
+    few = 5 * k <= 4 * small if _is_narrow(A, tol) else 3 * k <= small
+    return not A.is_complex() and A.device.type == "cpu" and (long >= 2.5 * small or few)
+
+
+def _is_narrow(A: Tensor, tol: float) -> bool:
+    return A.dtype == torch.float32 and tol >= NARROW_LIMIT
 
 
 def gram_seconds(A: Tensor, k: int, tol: float) -> float:
     """Rough time of k triplets by the Gram route on one CPU core: for comparison with other routes, not for clocks."""
     long, small = max(A.shape), min(A.shape)
-    narrow = 0.5 if A.dtype == torch.float32 and tol >= NARROW_LIMIT else 1.0
+    narrow = 0.5 if _is_narrow(A, tol) else 1.0
     return narrow * (long * small**2 + 4.0 * small**3 + 4.0 * long * small * k) / 45e9
 
 
@@ -255,9 +231,9 @@ def singular_triplets(
     if method == "gram" and which == "smallest":
         raise InputError("the gram method squares the smallest values away", remedy="use method='lapack'")
     tolerance = DEFAULT_TOLERANCE if tol is None else tol
-    if method == "gram" or (method == "auto" and which == "largest" and prefers_gram(A, k)):
+    if method == "gram" or (method == "auto" and which == "largest" and prefers_gram(A, k, tolerance)):
         why = f"{k} of {min(A.shape)} values of a {A.shape[0]}×{A.shape[1]} matrix"
-        if A.dtype == torch.float32 and tolerance >= NARROW_LIMIT:
+        if _is_narrow(A, tolerance):
             quick = _triplets_by_narrow_gram(A, k, tolerance, f"{why}: float32 Gram matrix and a Rayleigh-Ritz step")
             if quick is not None and bool(quick.converged.all()):
                 return quick
@@ -291,7 +267,7 @@ def _triplets_by_gram(A: Tensor, k: int, tol: float, reason: str) -> tuple[Spect
 
 
 def _triplets_by_narrow_gram(A: Tensor, k: int, tol: float, reason: str) -> Spectrum | None:
-    """None where the entries leave the range in which float32 can hold their squares."""
+    """None where float32 does not hold the squares: of the entries, or of the last values beside the first."""
     wide = A.shape[0] < A.shape[1]
     tall = A.mT if wide else A
     largest = float(A.abs().max())
@@ -303,16 +279,21 @@ def _triplets_by_narrow_gram(A: Tensor, k: int, tol: float, reason: str) -> Spec
     _, vectors = symmetric_eigen(gram.numpy(), largest=k)
     if vectors is None:
         return None
-    right = torch.linalg.qr(torch.from_numpy(vectors[:, ::-1].copy()).to(torch.float64))[0]
+    right = polished(torch.from_numpy(vectors[:, ::-1].copy()).to(torch.float64))
+    if right is None:
+        return None
     # Thin blocks are multiplied from the left, where BLAS is fastest.
     W = (right.to(torch.float32).mT @ tall.mT).mT.to(torch.float64)
-    left, R = torch.linalg.qr(W)
-    P, sigma, Q = torch.linalg.svd(R)
-    left, right, W = left @ P, right @ Q.mH, W @ Q.mH
+    left = polished(W / torch.linalg.vector_norm(W, dim=0).clamp(min=torch.finfo(torch.float64).tiny))
+    if left is None:
+        return None
+    sigma = (left * W).sum(dim=0)
     Z = (left.to(torch.float32).mT @ tall).mT.to(torch.float64)
     residuals = torch.maximum(
         torch.linalg.vector_norm(W - left * sigma, dim=0), torch.linalg.vector_norm(Z - right * sigma, dim=0)
     )
+    order = sigma.argsort(descending=True)
+    left, right, sigma, residuals = left[:, order], right[:, order], sigma[order], residuals[order]
     top = float(sigma[0])
     bounds = residuals + lapack_bound((tall.shape[0], size), top, torch.float32)
     norms = [torch.linalg.vector_norm(rows.to(torch.float64)) for rows in torch.split(A, 64)]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
-from eigenscope.methods.exact import DEFAULT_TOLERANCE, ROUNDING
+from eigenscope.methods.bounds import ROUNDING
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.results import Spectrum
 
 SEEN = 1e-6

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
-from eigenscope.methods.exact import DEFAULT_TOLERANCE, lapack_bound
+from eigenscope.methods.bounds import lapack_bound
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.methods.probes import check_count
 from eigenscope.methods.randomized import entries_norm
 from eigenscope.methods.recurrence import wide

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
-from eigenscope.methods.exact import DEFAULT_TOLERANCE, lapack_bound
+from eigenscope.methods.bounds import lapack_bound
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.methods.lapack import add_gram, symmetric_eigen
+from eigenscope.methods.orthonormal import polished
 from eigenscope.methods.probes import check_count, gaussian, source
 from eigenscope.methods.recurrence import Products, wide
 from eigenscope.operators.arrays import Dense, LowRank, Sparse, as_operator
@@ -200,7 +202,9 @@ def triplets(products: Products, basis: Tensor, projected: Tensor, k: int, tol: 
         short, R = torch.linalg.qr(image)
         P, sigma, Yh = torch.linalg.svd(R)
         W, image, right = W @ Yh.mH, image @ Yh.mH, short @ P
-    left = _polished((basis @ W.to(basis.dtype)).to(double))
+    left = (basis @ W.to(basis.dtype)).to(double)
+    nearest = polished(left)
+    left = torch.linalg.qr(left)[0] if nearest is None else nearest
     forward = products.forward(right).to(double) - left * sigma
     # AᴴU is the product AᴴQ, combined as U is.
     backward = image - right * sigma
@@ -242,22 +246,6 @@ def _leading(projected: Tensor, k: int, dtype: torch.dtype) -> Tensor:
     if lost > 100.0 * torch.finfo(dtype).eps:
         leading = torch.linalg.svd(torch.linalg.qr(projected)[1])[2][:k].mH
     return leading
-
-
-def _polished(X: Tensor) -> Tensor:
-    """The columns made orthonormal to double precision, from eps of the operator's: X(3I − XᴴX)/2, twice if need be.
-
-    A Newton-Schulz step squares the distance to the nearest orthonormal matrix (Higham, Functions of Matrices, 2008,
-    §8.3).
-    """
-    for _ in range(3):
-        gram = X.mH @ X
-        identity = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
-        off = float((gram - identity).abs().max()) if gram.numel() else 0.0
-        if off <= 1e-15 * math.sqrt(X.shape[0]):
-            break
-        X = X @ (1.5 * identity - 0.5 * gram)
-    return X
 
 
 def swapped(result: Spectrum) -> Spectrum:

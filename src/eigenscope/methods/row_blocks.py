@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import InputError
-from eigenscope.methods.exact import DEFAULT_TOLERANCE, gram_bound, lapack_bound, value_bounds
+from eigenscope.methods.bounds import gram_bound, lapack_bound, value_bounds
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.methods.lapack import add_gram, symmetric_eigen
 from eigenscope.operators.streamed import Rows
 from eigenscope.results import Spectrum

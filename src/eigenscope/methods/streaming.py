@@ -18,7 +18,8 @@ from torch import Tensor
 
 from eigenscope.errors import InputError
 from eigenscope.methods.adaptive import PROBES, SAMPLED_FACTOR, SAMPLED_FAILURE, LowRankResult
-from eigenscope.methods.exact import DEFAULT_TOLERANCE, lapack_bound
+from eigenscope.methods.bounds import lapack_bound
+from eigenscope.methods.exact import DEFAULT_TOLERANCE
 from eigenscope.methods.probes import check_count, source
 from eigenscope.methods.recurrence import wide
 from eigenscope.operators.arrays import Dense, as_operator
