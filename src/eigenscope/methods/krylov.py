@@ -30,12 +30,14 @@ import torch
 from torch import Tensor
 
 from eigenscope.errors import ConvergenceWarning, InputError
+from eigenscope.methods.ends import eigenpairs as single_vector
 from eigenscope.methods.krylov_search import SCORES, Found, Score, Search, Task
 from eigenscope.methods.probes import source
 from eigenscope.methods.randomized import entries_norm
 from eigenscope.methods.recurrence import GolubKahan, Lanczos, Products, Recurrence, wide
 from eigenscope.operators.arrays import Dense, LowRank, Sparse
 from eigenscope.operators.base import LinearOperator
+from eigenscope.operators.loss_operator import LossOperator
 from eigenscope.results import Spectrum
 
 DEFAULT_TOLERANCE = 1e-6
@@ -123,6 +125,8 @@ def eigenpairs(
     if not A.symmetric:
         raise InputError("the operator is not said to be symmetric", where=repr(A), remedy="use singular_triplets")
     _check(A, k, tol, block, max_products, start)
+    if isinstance(A, LossOperator) and which in ("LA", "SA", "both") and block is None and start is None:
+        return single_vector(A, k, which, tol=tol, max_products=max_products, generator=generator)
     if which == "both":
         ends = tuple((SCORES[end], count) for end, count in (("LA", k - k // 2), ("SA", k // 2)) if count)
     elif which in SCORES:

@@ -23,6 +23,9 @@ from eigenscope.operators.base import LinearOperator
 ROWS = 1024
 """Rows of a dense matrix promoted at a time."""
 
+SHARE_OF_ROWS = 2**18
+"""Rows of a basis that are replaced at a time."""
+
 KEPT_BYTES = 2**28
 """Most that the products with a basis of Lanczos may take, where they are kept for the residuals."""
 
@@ -107,9 +110,11 @@ class _Columns:
         return self.all @ _like(coefficients, self._buffer)
 
     def rotate(self, coefficients: Tensor) -> None:
-        block = self.combined(coefficients)
-        self.count = 0
-        self.append(block)
+        """Replace the columns by combinations of them, some rows at a time: nothing as large is allocated."""
+        mixing, count = _like(coefficients, self._buffer), coefficients.shape[1]
+        for rows in torch.split(self._buffer, SHARE_OF_ROWS):
+            rows[:, :count] = rows[:, : self.count] @ mixing
+        self.count = count
 
 
 def orthonormalise(W: Tensor, basis: Tensor, floor: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:

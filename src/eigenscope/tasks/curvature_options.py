@@ -164,11 +164,12 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
     room = options.memory - graphs if options.memory is not None else free_bytes(H.device)
     wanted = min(size, options.top + options.bottom)
     complete = size <= max(SMALL, options.budget)
-    basis = min(size, 200, max(0, room // max(each, 1) - VECTORS - wanted))
+    columns = max(0, room // max(each, 1) - VECTORS)
+    basis = min(size, 200, columns - wanted if columns > 3 * wanted else min(columns, 2 * wanted))
     if not complete and basis < min(size, wanted + 3):
         raise InputError(
             f"{_bytes(room)} of memory for vectors of {_bytes(each)}", where="curvature",
-            expected=f"room for {wanted + 3 + VECTORS + wanted} of them",
+            expected=f"room for {wanted + 3 + VECTORS} of them",
             remedy="choose parameters (params, --params), fewer pairs, or more memory",
         )  # fmt: skip
     notes: list[str] = []
@@ -200,7 +201,9 @@ def make_plan(H: LossOperator, options: CurvatureOptions) -> CurvaturePlan:
         if trace < 8:
             notes.append(f"trace: 8 products at least, of which {max(trace, 0)} are left")
             trace = 0
-    held = (size * size * 24 if complete else (min(basis, pairs) + wanted + VECTORS) * each, _probes(density, each))
+    # The vectors found take the place of a basis that is no more than twice as large: see methods/ends.py.
+    copies = wanted if basis > 2 * wanted else 0
+    held = (size * size * 24 if complete else (min(basis, pairs) + copies + VECTORS) * each, _probes(density, each))
     scans = 2 * 21 + 60
     area = options.grid**2 + 3 * (3 * paths.STEPS + 5 * paths.NEWTON_STEPS) if options.landscape else 0
     return CurvaturePlan(
