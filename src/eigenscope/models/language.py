@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,28 +60,42 @@ def load_language_model(source: str | Path, dtype: torch.dtype = torch.float32) 
         raise InputError("transformers is not installed", remedy="pip install 'eigenscope[text]'")
     import transformers
 
-    logging: Any = transformers.utils.logging
     folder = demo_folder() if str(source) == "demo" and not Path(source).exists() else source
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        name = (config.architectures or ["AutoModel"])[0]
-        causal = name.endswith(("ForCausalLM", "LMHeadModel"))
-        kind: Kind = "causal" if causal else "masked" if name.endswith("ForMaskedLM") else "embedding"
-        model = getattr(transformers, LOADERS[kind]).from_pretrained(folder, dtype=dtype).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        with without_bars():
+            model, tokenizer, kind = _load(transformers, folder, dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise SourceError(
             f"transformers cannot load it: {reason[:300]}", where=str(source),
             expected="a folder with config.json, weights and tokenizer, or a hub id",
         ) from error  # fmt: skip
+    check_tokenizer(model, tokenizer, str(source))
+    return LanguageModel(model, tokenizer, kind, str(source))
+
+
+def _load(transformers: Any, folder: str | Path, dtype: torch.dtype) -> tuple[Any, Any, Kind]:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    name = (config.architectures or ["AutoModel"])[0]
+    causal = name.endswith(("ForCausalLM", "LMHeadModel"))
+    kind: Kind = "causal" if causal else "masked" if name.endswith("ForMaskedLM") else "embedding"
+    model = getattr(transformers, LOADERS[kind]).from_pretrained(folder, dtype=dtype).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder), kind
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers without its progress bars, which would be drawn into pipes, too."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if bars:
             logging.enable_progress_bar()
-    check_tokenizer(model, tokenizer, str(source))
-    return LanguageModel(model, tokenizer, kind, str(source))
 
 
 def check_tokenizer(model: Any, tokenizer: Any, source: str) -> None:

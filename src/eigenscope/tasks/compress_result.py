@@ -16,6 +16,7 @@ from torch import nn
 import eigenscope
 from eigenscope.errors import InputError
 from eigenscope.models import lowrank
+from eigenscope.models.language import without_bars
 from eigenscope.models.write import LARGEST_SHARD, replacing_folder
 from eigenscope.results import Estimate
 from eigenscope.tasks.calibration import Likelihood
@@ -186,7 +187,8 @@ class Compressed:
                 lowrank.multiply_out(model)
             if hasattr(model, "save_pretrained"):
                 self._mark(model, dense)
-                model.save_pretrained(place, max_shard_size=shard)
+                with without_bars():
+                    model.save_pretrained(place, max_shard_size=shard)
             else:
                 state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
                 save_file(state, place / "model.safetensors", metadata={"ranks": json.dumps(self._low_ranks(dense))})
