@@ -17,14 +17,12 @@ from eigenscope.operators.arrays import Dense, Sparse, as_operator
 from eigenscope.operators.base import LinearOperator
 from eigenscope.results import Density, DiagonalEstimate, Estimate, Spectrum
 
-STEEP_GAIN = 2.5
-"""How many times fewer products a block iteration was seen to need where the spectrum is steep, than where it is flat."""
+STEEP_GAIN = 2.0
+"""How many times fewer products an iteration was seen to need where the spectrum is steep, than where it is flat."""
 DENSE_LIMIT = 2**31
 """Bytes of float64 beyond which an operator known by its products is not turned into a matrix."""
 DEVICE_SIZE = 512
 """Smaller side from which an iteration is tried on an accelerator, whose exact decompositions are slow."""
-SKETCH_TOLERANCE = 0.03
-"""Residual from which ``auto`` tries a sketch of a few passes first, where the spectrum is steep."""
 AS_ACCURATE = 0.1
 """The block Krylov method stops just below its tolerance, PROPACK and the exact ones far below: compared are equal accuracies."""
 ENDS = ("LA", "SA", "LM", "both")
@@ -77,9 +75,6 @@ def svd(
         method, reason = _svd_choice(operator, count, tolerance, which)
     products = _check_adjoint(operator)
     result = _by_method(operator, count, method, which, tol, generator)
-    if method == "sketch" and not bool(result.converged.all()):
-        products, reason = products + result.products, "a sketch was not accurate enough"
-        result = _by_method(operator, count, "krylov", which, tol, generator)
     return replace(result, products=result.products + products, reason=_joined(reason, result.reason))
 
 
@@ -88,8 +83,6 @@ def _by_method(
     generator: torch.Generator | None,
 ) -> Spectrum:  # fmt: skip
     tolerance = exact.DEFAULT_TOLERANCE if tol is None else tol
-    if method == "sketch":
-        return randomized_svd(A, k, oversampling=k // 4 + 10, power=_passes(k), tol=tol, generator=generator)
     if method == "randomized":
         return randomized_svd(A, k, tol=tol, generator=generator)
     if method == "propack":
@@ -250,28 +243,16 @@ def _svd_choice(A: LinearOperator, k: int, tol: float, which: str) -> tuple[str,
     gram = exact.prefers_gram(A.matrix, k, tol)
     seconds = exact.gram_seconds(A.matrix, k, tol) if gram else exact.lapack_seconds(A.matrix)
     rivals = {"krylov": krylov.seconds(A, k, AS_ACCURATE * tol)}
-    if _is_steep(A, k):
-        # PROPACK is left out: a steep spectrum with copies would be found twice, the second time by blocks.
-        rivals["krylov"] /= STEEP_GAIN
-        if tol >= SKETCH_TOLERANCE:
-            rivals["sketch"] = _sketch_seconds(A, k)
-    elif propack.supports(A):
+    if propack.supports(A):
         rivals["propack"] = propack.seconds(A, k, tol)
+    if _is_steep(A, k):
+        # PROPACK gains as much, but for a steep spectrum with copies, which it must find anew by blocks.
+        rivals["krylov"] /= STEEP_GAIN
     return _cheapest(A, k, tol, seconds + 3e-3 + 1e-4 * k, rivals)
 
 
-def _passes(k: int) -> int:
-    return 2 if k < 50 else 1  # the orthogonalisation of a third block of many columns costs more than it gains
-
-
-def _sketch_seconds(A: Dense, k: int) -> float:
-    rows, cols = A.shape
-    size, passes = 1.25 * k + 10.0, _passes(k) + 1
-    return (2.0 * rows * cols * (2.0 * passes * size + k) + 6.0 * (rows + cols) * (passes * size) ** 2) / 45e9 + 2e-3
-
-
 def _is_steep(A: Dense, k: int) -> bool:
-    """Whether so few values hold the energy that a few passes with k + k/4 + 10 columns find them.
+    """Whether few values hold the energy, so that an iteration finds them soon.
 
     The stable rank ‖A‖_F²/σ₁², here with a lower bound of σ₁ by two power steps, is at most 2k, and a quarter of what a
     square Gaussian matrix has.

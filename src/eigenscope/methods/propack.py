@@ -38,9 +38,8 @@ NARROW_LIMIT = 1e-5
 """Tolerances below it are near the rounding of float32 products: the matrix is then promoted at once."""
 MEMORY = 2**30
 """Bytes of the two bases at most."""
-CACHE = 2**24
-CACHED, UNCACHED = 45e9, 22e9
-"""Bytes a second at which a product reads a matrix of up to ``CACHE`` bytes, or more, on one core of a server processor."""
+READ = ((2**23, 70e9), (2**24, 40e9), (math.inf, 22e9))
+"""Bytes a second at which a product reads a matrix of up to so many bytes, on one core of a server processor."""
 CALL, OVERHEAD = 12e-6, 2e-3
 """Seconds to call a product, and to begin and end."""
 RANGE = {torch.float32: 1e15, torch.float64: 1e120}
@@ -179,8 +178,8 @@ def seconds(A: Dense, k: int, tol: float) -> float:
     steps = (4.5 * k + 40.0 * (1.0 + digits)) * math.exp(0.2 * math.log(max(rows, cols) / 2048.0))
     checks = min(_needed(max(tol, 1e-12), min(rows, cols)), 10.0 + 2.0 * steps)
     read = rows * cols * (8 if tol < NARROW_LIMIT else A.dtype.itemsize)
-    product = read / (CACHED if read <= CACHE else UNCACHED) + CALL
-    orthogonal = (rows + cols) * (2.0 * steps**2 + 12.0 * k**2 + 4.0 * checks * (k + checks)) / 16e9
+    product = read / next(rate for size, rate in READ if read <= size) + CALL
+    orthogonal = (rows + cols) * (2.0 * steps**2 + 12.0 * k**2 + 4.0 * checks * (k + checks)) / 25e9
     return 2.0 * (steps + checks) * product + orthogonal + OVERHEAD
 
 
