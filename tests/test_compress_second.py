@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -63,10 +65,11 @@ def test_shifts_are_the_moments_of_both_models_inputs(fitted):
 def test_layer_fitted_again_is_the_best_of_its_rank_on_its_new_inputs(fitted):
     dense, cut = fitted.subject.model, compressed(fitted, 0.5)
     data = fitted.subject.fitted
-    fit_again(dense, cut, [["4"]], fitted.fitting, data, 1.0)
+    before, cut = cut, copy.deepcopy(cut)
+    fit_again(dense, before, {1.0: cut}, fitted.fitting, [["4"]], data)
     with torch.no_grad():
         x = torch.cat([dense[:4](batch[0]) for batch in data]).double()
-        z = torch.cat([cut[:4](batch[0]) for batch in data]).double()
+        z = torch.cat([before[:4](batch[0]) for batch in data]).double()
     F = fitted.fitting.output_metric("4")
     target = x @ dense[4].weight.detach().double().T
 
@@ -88,10 +91,29 @@ def test_layer_fitted_again_is_the_best_of_its_rank_on_its_new_inputs(fitted):
             assert lost(left @ right) > (1.0 - 2e-4) * best
 
 
+def test_layers_in_several_passes_are_those_in_one(fitted):
+    cut, seen = compressed(fitted, 0.5), []
+    groups = sharing(fitted.subject.layers, fitted.fitting.fitted)
+    copies = [copy.deepcopy(cut) for _ in range(3)]
+    for place, memory in enumerate((1e9, 16.0 * 30**2)):
+        again = {0.3: copies[place]} | ({0.8: copies[2]} if place else {})
+        fit_again(
+            fitted.subject.model, cut, again, fitted.fitting, groups, fitted.subject.fitted, memory=memory, progress=seen.append
+        )  # fmt: skip
+    assert len(seen) == (1 + 4) * len(fitted.subject.fitted)
+    for name in ("0", "2", "4", "6"):
+        one, several, other = (model.get_submodule(name).weight for model in copies)
+        torch.testing.assert_close(several, one, rtol=1e-4, atol=1e-6)
+        if name != "0":  # whose inputs are not shifted
+            assert not torch.allclose(other, one, rtol=1e-2)
+
+
 def test_without_a_share_of_shifted_inputs_it_is_the_first_pass(fitted):
     cut, again = compressed(fitted, 0.5), compressed(fitted, 0.5)
     groups = sharing(fitted.subject.layers, fitted.fitting.fitted)
-    growths = fit_again(fitted.subject.model, again, groups, fitted.fitting, fitted.subject.fitted, 0.0)
+    (growths,) = fit_again(
+        fitted.subject.model, cut, {0.0: again}, fitted.fitting, groups, fitted.subject.fitted
+    ).values()
     assert set(growths) == {"0", "2", "4", "6"}
     for name in growths:
         torch.testing.assert_close(

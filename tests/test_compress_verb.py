@@ -30,6 +30,7 @@ def places(tmp_path_factory):
     words = WORDS.split()
     for name, step in (("a", 5), ("b", 7)):
         (folder / f"{name}.txt").write_text(" ".join(words[(step * i + i // 3) % len(words)] for i in range(1500)))
+    (folder / "short.txt").write_text("a few words")
     (folder / "rows.jsonl").write_text("\n".join(json.dumps({"body": WORDS}) for _ in range(60)))
     return folder
 
@@ -50,7 +51,7 @@ def test_folder_is_written_and_reported(capsys, monkeypatch, places, tmp_path):
     code, out, err = command(
         capsys, monkeypatch, places / "model", "--text", places / "a.txt", "--text", f"{places / 'rows.jsonl'}:body",
         "--keep", 0.7, "--sweep", "0.9,0.5", "--eval", places / "b.txt", "--speed", "--recover", 3, "-o", tmp_path / "out",
-        *SMALL,
+        "--rivals", "--second-pass", "--report", tmp_path / "page.html", *SMALL,
     )  # fmt: skip
     assert code == 0, err
     assert "nats per token" in out
@@ -58,6 +59,12 @@ def test_folder_is_written_and_reported(capsys, monkeypatch, places, tmp_path):
     assert "tokens/s" in out
     assert "lm_head: its weight is tied" in " ".join(out.split())
     assert "recovery" in out
+    for shown in ("one-sided whitening", "peak memory", "by a second", "second-order prediction"):
+        assert shown in " ".join(out.split())
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "ASVD scaling" in page
+    assert "tokens/s" in page
+    assert out.rstrip().endswith(str(tmp_path / "page.html"))
     assert not list(tmp_path.glob(".*")), "nothing unfinished is left"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "LowRankLinear"
@@ -94,6 +101,10 @@ def test_plan_reads_no_more_than_it_says(capsys, monkeypatch, places):
         (("--text", "a.txt", "--keep", 0.7, "--dense"), "--dense or --force without -o"),
         (("--text", "a.txt", "--ranks", "a.txt"), "cannot be read"),
         (("--text", "a.txt", "--keep", 0.7, "-o", "model"), "not empty"),
+        (("--text", "a.txt", "--keep", 0.7, "-o", "small.gguf"), "convert_hf_to_gguf.py"),
+        (("--text", "a.txt", "--keep", 0.7, "--report", "page.pdf"), "ending in .html"),
+        (("--text", "a.txt", "--keep", 0), "keep = 0.0"),
+        (("--text", "short.txt", "--keep", 0.7), "short.txt: is shorter than one window"),
         (("--text", "a.txt", "--keep", 0.7, "--include", "nothing*"), "no layer to compress"),
     ],
 )  # fmt: skip

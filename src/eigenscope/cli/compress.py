@@ -118,6 +118,11 @@ def _check(wanted: CompressWanted) -> None:
         raise InputError("--dense or --force without -o", expected="a folder to write")
     if wanted.report is not None:
         check_page(wanted.report, None)
+    if wanted.output is not None and wanted.output.suffix == ".gguf":
+        raise InputError(
+            "a GGUF file", where=str(wanted.output), expected="a folder to write",
+            remedy="write one with --dense, and run llama.cpp's convert_hf_to_gguf.py on it",
+        )  # fmt: skip
     if wanted.output is not None:
         check_folder(wanted.output, force=wanted.force)
 

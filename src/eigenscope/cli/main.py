@@ -231,7 +231,7 @@ def compress(
     learning_rate: Annotated[float, typer.Option(metavar="η", help="Of that training.")] = 2e-4,
     speed: Annotated[bool, typer.Option("--speed", help="Also tokens per second and peak memory, dense and compressed.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="DIR", help="Folder to write; it appears when it is whole.")] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Write the factors multiplied out, for programs that know none.")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Write the factors multiplied out, for programs that know none, as llama.cpp's converter to GGUF.")] = False,
     include: shared.Include = None,
     exclude: shared.Exclude = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Windows at a time.")] = 2,

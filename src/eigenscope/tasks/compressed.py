@@ -45,8 +45,7 @@ def compress(
     Args:
         model: a folder, a hub id, "demo", a transformers model, or any ``nn.Module``. Never changed.
         tokenizer: of a transformers model; None for its own, where the model is named, and for any other network.
-        text: for a language model, as :func:`read_domains` takes it; for another network a list of batches: inputs, or
-            (inputs, labels).
+        text: of a language model, as :func:`read_domains` takes it; else a list of batches, of inputs or (inputs, labels).
         keep: share of the layers' parameters that is left.
         keep_bytes: share of the model's bytes that is left.
         loss_budget: predicted loss added.
@@ -54,10 +53,8 @@ def compress(
         ranks: "global" threshold, "uniform" share, or layer → rank.
         evaluate: further texts on which the loss is measured.
         sweep: shares for which the trade-off of size and loss is measured.
-        rivals: also cut the model as others do, plain SVD, ASVD's scaling and one-sided whitening, each with uniform ranks in two
-            plain factors, at the shares of the sweep or at the one that is kept.
-        second_pass: fit the linear layers again to the inputs that they have in the compressed model; kept where the held-out loss
-            is less.
+        rivals: also cut the model as others do (:mod:`eigenscope.tasks.compress_rivals`), at the shares of the sweep, or as kept.
+        second_pass: fit linear layers again to their inputs in the compressed model; kept where the held-out loss is less.
         tokens: of ``text`` used, the held-out part included.
         length: of a window in tokens; None for 512, of an encoder of sentences 64.
         held_out: share of the windows on which nothing is fitted.
@@ -82,8 +79,7 @@ def compress(
     options = CompressOptions(
         keep=keep, keep_bytes=keep_bytes, loss_budget=loss_budget, ranks=given, objective=objective,
         allocation="uniform" if ranks == "uniform" else "global", tokens=tokens, length=length, held_out=held_out,
-        prior=prior, multiple=multiple, batch=batch, include=tuple(include), exclude=tuple(exclude), seed=seed,
-        second_pass=second_pass,
+        prior=prior, multiple=multiple, batch=batch, include=tuple(include), exclude=tuple(exclude), seed=seed, second_pass=second_pass,
     )  # fmt: skip
     options.check()
     subject = make_subject(model, tokenizer, text, likelihood, options)
