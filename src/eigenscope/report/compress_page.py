@@ -14,12 +14,12 @@ from eigenscope.report.plots import Figure
 
 STYLE = (
     ".wide-figure { min-width: 640px; }\nsection { margin-top: 44px; }\n#made ul { color: var(--muted); }\n"
-    "td.long { white-space: normal; min-width: 16em; }\n"
+    ".box { margin-top: 10px; }\ntd.long { white-space: normal; min-width: 16em; }\n"
 )
 HINTS = {
     "curve-0": "On a logarithmic axis. Bars are two standard errors over the windows of the text; a triangle that points down stands"
     " for a loss that is not above 0, at the most that it may be. The prediction is of the held-out text on every picture.",
-    "kept": "Share of each layer's numbers. One threshold on the loss that a number saves gives all of them.",
+    "kept": "Share of each layer's numbers; where ranks are global, one threshold on the loss that a number saves gives all.",
     "lost": "By the second-order expansion, each layer cut alone. Grey layers stay dense.",
 }
 

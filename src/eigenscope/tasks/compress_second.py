@@ -177,14 +177,14 @@ def fit_again(
     wanted = [[name for name in names if _fitted_again(compressed, name, fitting)] for names in groups]
     wanted = [names for names in wanted if names]
     stages: list[list[list[str]]] = []
-    held = math.inf
+    taken = math.inf
     for names in wanted:
         need = 2 * 8.0 * lowrank.matrix_of(model.get_submodule(names[0])).shape[1] ** 2
-        if held + need > memory:
+        if taken + need > memory:
             stages.append([])
-            held = 0.0
+            taken = 0.0
         stages[-1].append(names)
-        held += need
+        taken += need
     growths: dict[float, dict[str, float]] = {share: {} for share in again}
     total, done = len(stages) * len(batches), 0
 

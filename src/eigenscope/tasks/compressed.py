@@ -32,10 +32,9 @@ def compress(
     model: Any, tokenizer: Any = None, text: Any = None, *, keep: float | None = None, keep_bytes: float | None = None,
     loss_budget: float | None = None, objective: Weighting = "two-sided",
     ranks: Literal["global", "uniform"] | Mapping[str, int] = "global", evaluate: Texts = (),
-    sweep: Sequence[float] = (), rivals: bool = False, second_pass: bool = False, tokens: int = 20480, length: int | None = None, held_out: float = 0.2,
-    prior: float | None = None, multiple: int = 1, batch: int = 2, include: Sequence[str] = (), exclude: Sequence[str] = (),
-    likelihood: Likelihood | None = None, seed: int = 0, folder: str | Path | None = None, workers: int | None = None,
-    progress: Listener = silent,
+    sweep: Sequence[float] = (), rivals: bool = False, second_pass: bool = False, tokens: int = 20480,
+    length: int | None = None, held_out: float = 0.2, prior: float | None = None, multiple: int = 1, batch: int = 2, include: Sequence[str] = (), exclude: Sequence[str] = (),
+    likelihood: Likelihood | None = None, seed: int = 0, folder: str | Path | None = None, workers: int | None = None, progress: Listener = silent,
 ) -> Compressed:  # fmt: skip
     """Hold a model's layers in low rank, where the loss minds least.
 
