@@ -25,7 +25,7 @@ from eigenscope.tasks.compress_options import CompressOptions
 from eigenscope.tasks.compress_result import Compressed
 from eigenscope.tasks.compress_subject import Subject, of_language_model, text_batches
 from eigenscope.tasks.compressed import finish
-from eigenscope.tasks.recover import recover
+from eigenscope.tasks.recover import apart, recover
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,14 @@ def _recover(
     """Train on text that the layers were not fitted to, as far as there is any; measure again."""
     needed = wanted.recover * options.batch
     shape = subject.fitted[0]["input_ids"].shape
+    # Twice as much as is needed, as what is measured on is left out of it.
     more = windows(
-        language.tokenizer, read_domains(wanted.texts), needed * shape[1], shape[1], seed=options.seed + 3,
+        language.tokenizer, read_domains(wanted.texts), 2 * needed * shape[1], shape[1], seed=options.seed + 3,
         passages=language.kind != "causal",
     )  # fmt: skip
+    more = apart(more, subject.held_out).shuffled(options.seed)[:needed]
     done = recover(
-        made.model, subject.model, list(more.shuffled(options.seed).batches(options.batch)), subject.likelihood,
+        made.model, subject.model, list(more.batches(options.batch)) or subject.fitted, subject.likelihood,
         steps=wanted.recover, learning_rate=wanted.learning_rate, state=work / "recovery.pt",
         progress=lambda event: bar.update(event.done, event.total, event.label),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from eigenscope.errors import InputError
 from eigenscope.files import replacing
 from eigenscope.models.lowrank import LowRankConv, LowRankLinear
 from eigenscope.models.statistics import call
+from eigenscope.models.text import Windows
 from eigenscope.tasks.calibration import Likelihood, embed
 
 WARM_UP = 0.1
@@ -23,6 +24,8 @@ WARM_UP = 0.1
 CLIP = 1.0
 """Largest norm of the gradient."""
 SAVED_EVERY = 10
+ALIKE = 16
+"""Tokens in a row that two windows share where they are taken to be of the same text."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,27 @@ def divergence(student: nn.Module, teacher: nn.Module, batch: Any, likelihood: L
     return nn.functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
 
 
+def apart(given: Windows, others: Sequence[Mapping[str, Tensor]]) -> Windows:
+    """The windows that share no sixteen tokens in a row with the others: text to train on that is not what is measured on.
+
+    Args:
+        given: to choose from.
+        others: batches of ``input_ids`` and ``attention_mask``.
+    """
+    seen = {
+        part for batch in others for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        for part in _parts(ids, mask.bool())
+    }  # fmt: skip
+    kept = [place for place in range(len(given)) if seen.isdisjoint(_parts(given.ids[place], given.mask[place]))]
+    return given[torch.tensor(kept, dtype=torch.int64)]
+
+
+def _parts(ids: Tensor, mask: Tensor) -> Iterator[tuple[int, ...]]:
+    tokens = ids[mask].tolist()
+    for start in range(max(1, len(tokens) - ALIKE + 1)):
+        yield tuple(tokens[start : start + ALIKE])
+
+
 def _rows(output: Any, batch: Any) -> Tensor:
     logits: Tensor = output if isinstance(output, Tensor) else output.logits
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
@@ -78,7 +102,8 @@ def recover(
         batches: of which step i takes the i-th, from the beginning again after the last.
         likelihood: what the outputs are.
         steps: of training, in all.
-        learning_rate: the largest.
+        learning_rate: the largest, as a share of each factor's root mean square: the factors of one layer differ in size by
+            orders of magnitude, and Adam's steps do not (Shazeer & Stern, Adafactor, ICML 2018, §8).
         state: file from which training goes on and to which it is kept, every ten steps and at the end.
         progress: called after each step.
 
@@ -98,13 +123,16 @@ def recover(
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": [parameter], "scale": _scale(parameter)} for parameter in parameters],
+        lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+    )  # fmt: skip
     begun = _resume(state, parameters, optimizer, steps)
     losses = []
     try:
         for step in range(begun, steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(step, steps)
+                group["lr"] = learning_rate * group["scale"] * schedule(step, steps)
             loss = divergence(student, teacher, batches[step % len(batches)], likelihood)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
@@ -123,6 +151,11 @@ def recover(
         for parameter in student.parameters():
             parameter.requires_grad_(needed[id(parameter)])
     return Recovery(max(steps, begun), tuple(losses), sum(parameter.numel() for parameter in parameters))
+
+
+def _scale(parameter: Tensor) -> float:
+    """Root mean square, of a bias of zeros 1."""
+    return float(parameter.detach().square().mean().sqrt()) or 1.0 if parameter.numel() else 1.0
 
 
 def schedule(step: int, steps: int) -> float:
