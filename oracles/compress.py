@@ -26,6 +26,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from torch import Tensor
 from eigenscope.models.language import load_language_model
 from eigenscope.models.statistics import call
 from eigenscope.models.text import Domain, windows
-from eigenscope.tasks.compress import Factored, Ranks, factorise, refitted
+from eigenscope.tasks.compress import Factored, Ranks, factorise, refitted, sharing
+from eigenscope.tasks.compress_factors import fit
 from eigenscope.tasks.compress_options import CompressOptions
 from eigenscope.tasks.compress_subject import of_language_model
 
@@ -49,16 +51,29 @@ Row = dict[str, Any]
 
 
 def ways(factored: Factored) -> Iterator[tuple[str, Factored, str]]:
-    """Name, fitted model, allocation of every way; each is fitted when it is come to."""
+    """Name, fitted model, allocation of every way; each is fitted when it is come to, and read where it was before."""
     yield OURS, factored, "global"
     one = refitted(factored, "one-sided")
     yield RIVAL, one, "uniform"
     yield "one-sided, uniform, rows and combinations", _held(one, plain=False), "uniform"
     yield "one-sided, one threshold", _held(one, plain=False), "global"
+    if factored.fitting.random is not None:
+        yield f"{OURS}, random tokens 0.3", _with_prior(factored, 0.3), "global"
     yield "two-sided, uniform", factored, "uniform"
     yield "two-sided, one threshold, two factors", _held(factored, plain=True), "global"
     yield "ASVD scaling, uniform, two factors", refitted(factored, "scaled"), "uniform"
     yield "plain SVD, uniform, two factors", refitted(factored, "plain"), "uniform"
+
+
+def _with_prior(fitted: Factored, prior: float) -> Factored:
+    """The same with another share of random tokens in the inputs' metric."""
+    folder = fitted.folder.parent / f"prior-{prior:g}"
+    folder.mkdir(exist_ok=True)
+    fitting, subject = replace(fitted.fitting, prior=prior), fitted.subject
+    terms = {
+        each.name: each for each in fit(subject.model, sharing(subject.layers, fitting.fitted), fitting, folder, 1)
+    }
+    return Factored(subject, fitted.options, [terms[name] for name in subject.layers], fitting, folder)
 
 
 def _held(fitted: Factored, *, plain: bool) -> Factored:
