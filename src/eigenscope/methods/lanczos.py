@@ -7,6 +7,7 @@ singular values keep their digits. The first needs one product a step, the secon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ MEMORY = 2**31
 """Bytes that the basis vectors of all start vectors may take; beyond, they are neither kept nor orthogonalised."""
 BREAKDOWN = 30.0
 """A remainder of fewer roundings of ‖A‖ than this is noise: the Krylov space is invariant."""
+LARGE = 50
+"""The recurrence that finds what is set aside serves as a probe where there are so many times as many values."""
 CONVERGED = 1e-5
 """Residual, relative to the value itself, of a pair that is set aside."""
 
@@ -178,36 +181,62 @@ def _orthogonal(rest: Tensor, locked: Tensor | None, basis: Tensor) -> Tensor:
     return (rows - basis.mT @ (basis.conj() @ rows)).squeeze(2).T
 
 
-def deflated(
-    sides: Sequence[LinearOperator], most: int, generator: torch.Generator
-) -> tuple[Tensor, tuple[Tensor, ...], int]:
+@dataclass(frozen=True)
+class Deflation:
+    """What is set aside, and what the recurrence that found it says about the rest.
+
+    Attributes:
+        values: (d,) float64.
+        vectors: per side, (n, d) orthonormal columns.
+        rule: nodes and weights (k,) of the start's part beside them, weights summing to 1; None where it tells nothing.
+        closed: whether that rule is exact for that start.
+        products: columns multiplied.
+    """
+
+    values: Tensor
+    vectors: tuple[Tensor, ...]
+    rule: tuple[Tensor, Tensor] | None
+    closed: bool
+    products: int
+
+
+def deflated(sides: Sequence[LinearOperator], most: int, generator: torch.Generator) -> Deflation:
     """Converged pairs of one recurrence with full reorthogonalisation, those farthest from the median first.
 
     A pair counts as converged when its residual is below 1e-5 of the value, or is rounding. The value is then off by
     no more than that, and by residual²/gap where it stands apart (Parlett, The Symmetric Eigenvalue Problem,
     Theorem 11.7.1). Of a repeated value one copy is found; the others stay with the probes.
 
+    The start is as good a probe as any other: less the nodes that are set aside, its rule is that of a vector uniform on
+    the sphere beside them. Not where values are repeated: all that it has of their eigenvectors lies in the one that is set
+    aside. A node then weighs more than the 1/n that one vector is given in the mean, with variance 2/n²: where all weigh more
+    than the mean and three standard deviations, the rule is not used, nor where what would pass unseen could matter.
+
     Args:
         sides: as in :func:`recurrence`.
         most: how many pairs at most, d ≤ most; the recurrence has 2·most + 20 steps.
 
-    Returns:
-        Values (d,) float64, per side (n, d) orthonormal columns, and the columns multiplied.
     """
     size = sides[0].shape[1]
     memory = MEMORY // (sum(side.shape[1] for side in sides) * sides[0].dtype.itemsize)
     steps = min(2 * most + 20, size, memory)
     if most == 0 or steps == 0:
         empty = tuple(torch.empty(side.shape[1], 0, dtype=side.dtype, device=side.device) for side in sides)
-        return torch.empty(0, dtype=torch.float64), empty, 0
+        return Deflation(torch.empty(0, dtype=torch.float64), empty, None, False, 0)
     found = recurrence(sides, sphere(sides[0], 1, generator), steps)
     values, vectors, residuals = found.pairs()
     noise = BREAKDOWN * torch.finfo(sides[0].dtype).eps * float(values.abs().max())
     good = (residuals <= CONVERGED * values.abs()) | (residuals <= noise)
     # The median of the rule: far from it lie the values that add most to the variance of the probes.
-    rising = values.argsort()
-    weights = found.small(0)[1][0].square()[rising].cumsum(dim=0)
-    median = values[rising[int((weights < 0.5).sum())]]
+    rising, weights = values.argsort(), found.small(0)[1][0].square()
+    median = values[rising[int((weights[rising].cumsum(dim=0) < 0.5).sum())]]
     order = (values - median).abs().masked_fill(~good, -1.0).argsort(descending=True, stable=True)
     chosen = order[: min(most, int(good.sum()))]
-    return values[chosen], tuple(side[:, chosen.to(side.device)] for side in vectors), found.products
+    count = len(chosen)
+    others = torch.ones(len(values), dtype=torch.bool)
+    others[chosen] = False
+    simple = size * float(weights[chosen].sum()) <= count + 3.0 * math.sqrt(2.0 * count)
+    usable = simple and size >= LARGE * count and bool(others.any())
+    rule = (values[others], weights[others] / weights[others].sum()) if usable else None
+    aside = tuple(side[:, chosen.to(side.device)] for side in vectors)
+    return Deflation(values[chosen], aside, rule, found.closed[0], found.products)

@@ -101,9 +101,14 @@ def prepare(A: Any, kind: Kind | None) -> tuple[tuple[LinearOperator, ...], Kind
 
 
 def rule(
-    sides: Sequence[LinearOperator], kind: Kind, steps: int, probes: int, deflate: int, generator: torch.Generator
-) -> Rule:
+    sides: Sequence[LinearOperator], kind: Kind, steps: int, probes: int, deflate: int, generator: torch.Generator,
+    reuse: bool = False,
+) -> Rule:  # fmt: skip
     """Deflate, run all probes as one block, and read their Gauss rules off the recurrences.
+
+    Args:
+        sides, kind, steps, probes, deflate, generator: as for :func:`density`.
+        reuse: take the start of the deflation, where it can be, for one of the probes; ``halves`` does not have it.
 
     Raises:
         InputError: steps or probes below 1, deflate below 0, or a product with NaN or infinity.
@@ -111,26 +116,31 @@ def rule(
     for value, name, least in ((steps, "steps", 1), (probes, "probes", 1), (deflate, "deflate", 0)):
         check_count(value, name, least)
     size = sides[0].shape[1]
-    exact, locked, products = lanczos.deflated(sides, deflate, generator)
+    aside = lanczos.deflated(sides, deflate, generator)
+    exact, locked, products = aside.values, aside.vectors, aside.products
     rest = size - len(exact)
     eps = torch.finfo(sides[0].dtype).eps
     none = torch.empty(0, dtype=torch.float64)
     if rest == 0:
         empty = [(none, none)] * probes
         return Rule(exact, [none] * probes, [none] * probes, [True] * probes, (empty, empty), size, kind, eps, products)
-    start = sphere(sides[0], probes, generator)
+    share = rest / size
+    first = [(aside.rule[0], aside.rule[1] * share)] if reuse and aside.rule else []
+    if len(first) == probes:
+        return Rule(exact, [first[0][0]], [first[0][1]], [aside.closed], ([], []), size, kind, eps, products)
+    start = sphere(sides[0], probes - len(first), generator)
     for _ in range(2):
         start = start - locked[0] @ (locked[0].mH @ start)
         start = start / torch.linalg.vector_norm(start, dim=0)
     scale = float(exact.abs().max()) if len(exact) else 0.0
     runs = lanczos.recurrence(sides, start, min(steps, rest), locked, scale)
-    share = rest / size
     rules = [
-        [(nodes, weights * share) for nodes, weights in (runs.quadrature(probe, length) for probe in range(probes))]
+        [(nodes, weights * share) for nodes, weights in (runs.quadrature(p, length) for p in range(start.shape[1]))]
         for length in (None, max(steps // 2, 1), max(steps // 4, 1))
     ]
     return Rule(
-        exact, [nodes for nodes, _ in rules[0]], [weights for _, weights in rules[0]], runs.closed,
+        exact, [part[0] for part in (*first, *rules[0])], [part[1] for part in (*first, *rules[0])],
+        [aside.closed] * len(first) + runs.closed,
         (rules[1], rules[2]), size, kind, eps, products + runs.products,
     )  # fmt: skip
 
@@ -157,7 +167,8 @@ def density(
     Args:
         A: (m, n) tensor, ndarray, SciPy sparse matrix or operator. Never changed.
         steps: nodes of the quadrature of each probe; each costs one product, two for singular values.
-        probes: random vectors, multiplied as one block.
+        probes: random vectors, multiplied as one block; the first of them is the start of the deflation, if there is one and
+            it meets no repeated values.
         deflate: how many converged pairs to set aside at most; 0 for none. Costs 2·deflate + 20 steps.
         kind: "eigen" or "singular"; None: eigenvalues where A says that it is symmetric, else singular values.
         generator: source of randomness; None draws a fresh seed. The seed is in the result.
@@ -170,7 +181,7 @@ def density(
         raise InputError(f"level = {level}", expected="a number of standard errors ≥ 0")
     generator, seed = source(generator)
     sides, kind = prepare(A, kind)
-    found = rule(sides, kind, steps, probes, deflate, generator)
+    found = rule(sides, kind, steps, probes, deflate, generator, reuse=True)
     nodes, weights = _table(found)
     grid, place = torch.unique(nodes, return_inverse=True)
     jumps = torch.zeros(probes, len(grid), dtype=torch.float64).index_add_(1, place, weights)

@@ -19,7 +19,7 @@ BUDGET = 400
 """Products at most, unless told."""
 SMALL = 64
 """Parameters up to which the whole Hessian is always made."""
-STEPS, PROBES, DEFLATE = 40, 6, 10
+STEPS, PROBES, DEFLATE = 40, 4, 30
 """Of the density."""
 TRACE_PRODUCTS, METRIC_PRODUCTS, BLOCK_PRODUCTS = 100, 60, 20
 VECTORS = 8
@@ -216,7 +216,7 @@ def _density(size: int, each: int, room: int, left: int, notes: list[str]) -> tu
     """Steps, probes and pairs to set aside that the budget and the memory allow."""
     steps, probes = STEPS, PROBES
     # Deflation keeps its basis and as many Ritz vectors; the probes of a short run keep theirs.
-    deflate = DEFLATE if 2 * (2 * DEFLATE + 20) * each <= room // 2 else 0
+    deflate = next((d for d in (DEFLATE, 20, 10) if 2 * (2 * d + 20) * each <= room // 2), 0)
     spent = 2 * deflate + 20 if deflate else 0
     while steps * probes + spent > left:
         if probes > LEAST_PROBES:
