@@ -394,3 +394,19 @@ CASES: tuple[Case, ...] = (
     ),
     Case("as_operator of float16", Dense, lambda: _from_float16(torch.float16)),
 )
+
+
+class Diagonal(LinearOperator):
+    """An operator with known eigenvalues, and nothing else that a method could use."""
+
+    def __init__(self, values: Tensor, stop: int | None = None) -> None:
+        super().__init__((len(values), len(values)), values.dtype, values.device, symmetric=True)
+        self.values, self.stop = values, stop
+
+    def _matmat(self, X: Tensor) -> Tensor:
+        if self.stop is not None and self.products > self.stop:
+            raise KeyboardInterrupt
+        return self.values[:, None] * X
+
+    def _adjoint(self) -> LinearOperator:
+        return self

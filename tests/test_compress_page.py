@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import pytest
 
 from eigenscope.report import compress_figures, compress_page
 from eigenscope.report.compress_text import print_compressed
-from test_page import CHROMIUM, PHONE, Opened, browser, through_the_page
+from test_page import CHROMIUM, PHONE, Opened, browser, open_file, through_the_page
 
-__all__ = ["browser"]
+__all__ = ["browser", "open_file"]
 DARK = "window.getComputedStyle(document.body).backgroundColor"
 
 
@@ -147,23 +147,14 @@ def test_terminal_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Opens the page of a compression from disk; whatever the test does, the page may do nothing wrong."""
-    shown: list[Opened] = []
+def show(open_file: Callable[..., Opened], tmp_path: Path) -> Callable[..., Opened]:
+    """Writes the page of a compression and opens it."""
 
-    def open_page(content: dict[str, Any] = CONTENT, *, width: int = 1280, theme: str = "light") -> Opened:
-        path = tmp_path / f"page{len(shown)}.html"
-        compress_page.write_page(content, path)
-        opened = Opened(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme))
-        opened.tab.goto(path.as_uri())
-        shown.append(opened)
-        return opened
+    def show_page(content: dict[str, Any] = CONTENT, **seen: Any) -> Opened:
+        compress_page.write_page(content, tmp_path / "page.html")
+        return open_file(tmp_path / "page.html", **seen)
 
-    yield open_page
-    for opened in shown:
-        assert opened.wrongs == []
-        assert opened.tab.evaluate("window.violations") == []
-        opened.tab.close()
+    return show_page
 
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no browser: install chromium to test the page in one")

@@ -77,6 +77,18 @@ def test_folder_is_written_and_reported(capsys, monkeypatch, places, tmp_path):
     assert {x["name"]: x["rank"] for x in json.loads(out)["layers"]} == {x["name"]: x["rank"] for x in report["layers"]}
 
 
+def test_recovery_that_loses_is_not_kept(capsys, monkeypatch, places):
+    ways = ("--text", places / "a.txt", "--keep", 0.7, "--json", *SMALL)
+    _, plain, _ = command(capsys, monkeypatch, places / "model", *ways)
+    code, spoilt, err = command(
+        capsys, monkeypatch, places / "model", *ways, "--recover", 3, "--learning-rate", 100.0
+    )  # fmt: skip
+    assert code == 0, err
+    assert "3 steps of recovery are not kept" in " ".join(json.loads(spoilt)["notes"])
+    assert json.loads(spoilt)["measured"] == json.loads(plain)["measured"]
+    assert json.loads(spoilt)["recovery"] == {}
+
+
 def test_plan_reads_no_more_than_it_says(capsys, monkeypatch, places):
     code, out, _ = command(
         capsys, monkeypatch, places / "model", "--text", places / "a.txt", "--keep", 0.7, "--plan", *SMALL

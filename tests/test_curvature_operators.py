@@ -17,10 +17,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eigenscope as es
+from cases import Diagonal
 from eigenscope.errors import InputError
 from eigenscope.methods.krylov import eigenpairs
 from eigenscope.methods.krylov_search import Search
-from eigenscope.operators.base import LinearOperator
 from eigenscope.operators.preconditioned import diagonal_of
 
 Batch = tuple[Tensor, Tensor]
@@ -704,20 +704,6 @@ def test_residuals_of_eigenpairs_cost_no_further_products() -> None:
     assert float((found.values - torch.linalg.eigvalsh(dense).flip(0)[:3]).abs().max()) <= 1e-10
 
 
-class Dear(LinearOperator):
-    """A diagonal matrix that says nothing of itself."""
-
-    def __init__(self, values: Tensor) -> None:
-        super().__init__((len(values), len(values)), values.dtype, values.device, symmetric=True)
-        self.values = values
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self.values[:, None] * X
-
-    def _adjoint(self) -> LinearOperator:
-        return self
-
-
 @pytest.mark.parametrize("steps", [None, 0])
 def test_an_eigenvalue_that_the_start_has_little_of_is_not_passed_over(steps: int | None, monkeypatch: Any) -> None:
     """Otherwise the pair below it is returned in its place, with a residual that looks right."""
@@ -729,7 +715,7 @@ def test_an_eigenvalue_that_the_start_has_little_of_is_not_passed_over(steps: in
     for seed in range(6):
         start = draws(len(values), seed=seed)
         start[4] *= 1e-3
-        found = eigenpairs(Dear(values), 5, tol=1e-3, start=start)
+        found = eigenpairs(Diagonal(values), 5, tol=1e-3, start=start)
         assert found.products <= 30
         errors.append(float((found.values - values[:5]).abs().max()))
     assert max(errors) <= 1e-6 if steps is None else max(errors) >= 0.01

@@ -9,32 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import eigenscope as es
+from cases import Diagonal
 from eigenscope.errors import ConvergenceWarning
 from eigenscope.methods import ends as method
 from eigenscope.methods.ends import ends
-from eigenscope.operators.base import LinearOperator
 
 # Five wanted values, a sixth close below them, and a bulk: the Hessian of a small network on digits.
 DIGITS = torch.cat([
     torch.tensor([2.3755, 1.9378, 1.7858, 1.3155, 1.0331, 1.015, 0.6025, 0.4749, 0.40, 0.36, 0.31, 0.28, 0.24, 0.2]),
     0.18 * 0.97 ** torch.arange(200.0), -0.02 * 0.95 ** torch.arange(80.0), torch.zeros(106),
 ]).double()  # fmt: skip
-
-
-class Diagonal(LinearOperator):
-    """An operator with known eigenvalues, and nothing else that a method could use."""
-
-    def __init__(self, values: Tensor, stop: int | None = None) -> None:
-        super().__init__((len(values), len(values)), values.dtype, values.device, symmetric=True)
-        self.values, self.stop = values, stop
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        if self.stop is not None and self.products > self.stop:
-            raise KeyboardInterrupt
-        return self.values[:, None] * X
-
-    def _adjoint(self) -> LinearOperator:
-        return self
 
 
 def wrong(seeds: range) -> tuple[int, int]:

@@ -100,13 +100,11 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    """Writes a run's page and opens it from disk; whatever the test does, the page may do nothing wrong."""
+def open_file(browser: Any) -> Iterator[Callable[..., Opened]]:
+    """Opens a page from disk; whatever the test does, the page may do nothing wrong."""
     shown: list[Opened] = []
 
-    def open_page(run: Run = PLANTED, others: Sequence[Run] = (), *, width: int = DESK, theme: str = "light") -> Opened:
-        path = tmp_path / f"page{len(shown)}.html"
-        write_page(run, path, others)
+    def open_page(path: Path, *, width: int = DESK, theme: str = "light") -> Opened:
         opened = Opened(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme))
         opened.tab.goto(path.as_uri())
         shown.append(opened)
@@ -117,6 +115,17 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
         assert opened.wrongs == []
         assert opened.tab.evaluate("window.violations") == []
         opened.tab.close()
+
+
+@pytest.fixture
+def show(open_file: Callable[..., Opened], tmp_path: Path) -> Callable[..., Opened]:
+    """Writes a run's page and opens it."""
+
+    def show_page(run: Run = PLANTED, others: Sequence[Run] = (), **seen: Any) -> Opened:
+        write_page(run, tmp_path / "page.html", others)
+        return open_file(tmp_path / "page.html", **seen)
+
+    return show_page
 
 
 def through_the_page(opened: Opened) -> None:

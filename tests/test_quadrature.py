@@ -10,7 +10,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from cases import SPECTRA, gaussian, orthonormal, symmetric_with_spectrum, with_spectrum
+from cases import SPECTRA, Diagonal, gaussian, orthonormal, symmetric_with_spectrum, with_spectrum
 from eigenscope.errors import InputError
 from eigenscope.measures import rank
 from eigenscope.methods import lanczos
@@ -625,18 +625,6 @@ def test_blurred_share_of_one_probe_and_of_a_known_spectrum():
 
 
 # The recurrence that sets pairs aside, as a probe.
-
-
-class Diagonal(LinearOperator):
-    def __init__(self, values: Tensor) -> None:
-        super().__init__((len(values), len(values)), values.dtype, values.device, symmetric=True)
-        self.values = values
-
-    def _matmat(self, X: Tensor) -> Tensor:
-        return self.values[:, None] * X
-
-    def _adjoint(self) -> LinearOperator:
-        return self
 
 
 def test_what_sets_pairs_aside_is_a_probe_without_bias():

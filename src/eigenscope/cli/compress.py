@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, get_args
 
+import torch
 import typer
 
 from eigenscope.cli.files import check_page
@@ -21,11 +22,12 @@ from eigenscope.report import text
 from eigenscope.report.compress_text import print_compressed
 from eigenscope.tasks.compress import factorise
 from eigenscope.tasks.compress_factors import Weighting
+from eigenscope.tasks.compress_measure import HELD_OUT
 from eigenscope.tasks.compress_options import CompressOptions
 from eigenscope.tasks.compress_result import Compressed
 from eigenscope.tasks.compress_subject import Subject, of_language_model, text_batches
 from eigenscope.tasks.compressed import finish
-from eigenscope.tasks.recover import apart, recover
+from eigenscope.tasks.recover import apart, recover, trainable
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,25 @@ def _recover(
         passages=language.kind != "causal",
     )  # fmt: skip
     more = apart(more, subject.held_out).shuffled(options.seed)[:needed]
+    factors = [parameter.detach().clone() for parameter in trainable(made.model)]
+    measured = dict(made.measured)
     done = recover(
         made.model, subject.model, list(more.batches(options.batch)) or subject.fitted, subject.likelihood,
         steps=wanted.recover, learning_rate=wanted.learning_rate, state=work / "recovery.pt",
         progress=lambda event: bar.update(event.done, event.total, event.label),
     )  # fmt: skip
     made.remeasure(subject, text_batches(subject, read_domains(wanted.evaluate), options) if wanted.evaluate else {})
+    before, after = measured[HELD_OUT], made.measured[HELD_OUT]
+    if not after.value <= before.value:
+        with torch.no_grad():
+            for parameter, kept in zip(trainable(made.model), factors, strict=True):
+                parameter.copy_(kept)
+        made.measured = measured
+        made.notes += (
+            f"{done.steps} steps of recovery are not kept: on held-out text {after.value:.4f} ± {after.stderr:.4f} would be added,"
+            f" without them {before.value:.4f}. A smaller --learning-rate, or more steps on more text, may do.",
+        )  # fmt: skip
+        return
     losses = done.losses or (float("nan"),)
     made.recovery = {"steps": done.steps, "parameters": done.parameters, "first": losses[0], "last": losses[-1]}
 

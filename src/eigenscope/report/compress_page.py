@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from eigenscope.report import compress_figures, shell
 from eigenscope.report.cells import format_value, visible
 from eigenscope.report.compress_text import COSTS, LAYERS, costs, curve_rows, headline, layer_rows, loss_rows, made
-from eigenscope.report.plots import Figure
 
 STYLE = (
     ".wide-figure { min-width: 640px; }\nsection { margin-top: 44px; }\n#made ul { color: var(--muted); }\n"
@@ -42,8 +40,9 @@ def render(content: Mapping[str, Any]) -> str:
     drawn = compress_figures.available(content)
     return shell.fill(
         "compress.html",
+        verb="compress",
         script=shell.part("figures.js"),
-        data={"figures": {name: _plain(figure) for name, (_, figure) in drawn.items()}, "dark": compress_figures.ON_DARK},
+        data={"figures": {name: shell.plain(figure) for name, (_, figure) in drawn.items()}, "dark": compress_figures.ON_DARK},
         style=STYLE,
         title=visible(content["source"]),
         headline=visible(headline(content)),
@@ -74,14 +73,3 @@ def _table(name: str, title: str, columns: Sequence[Any], rows: Sequence[Sequenc
         "name": name, "title": title, "columns": columns,
         "rows": [[format_value(column, value) for column, value in zip(columns, row, strict=True)] for row in rows],
     }  # fmt: skip
-
-
-def _plain(value: Figure | Any) -> Any:
-    """Without numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

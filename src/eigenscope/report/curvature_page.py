@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,12 @@ def render(content: Mapping[str, Any]) -> str:
         warnings.append("Some eigenpairs have not converged: their values are bounded by what stands beside them.")
     return shell.fill(
         "curvature.html",
+        verb="curvature",
         script=shell.part("figures.js"),
-        data={"figures": {name: _plain(figure) for name, (_, figure) in drawn.items()}, "dark": curvature_figures.ON_DARK},
+        data={"figures": {name: shell.plain(figure) for name, (_, figure) in drawn.items()}, "dark": curvature_figures.ON_DARK},
         style=STYLE,
         title=visible(content["source"]),
-        verdict=visible(content["verdict"]["sentence"]),
+        headline=visible(content["verdict"]["sentence"]),
         warnings=warnings,
         advice=[visible(line) for line in content["advice"]],
         facts=facts(content),
@@ -79,14 +79,3 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
         elif value not in (None, ""):
             found[key] = value
     return found
-
-
-def _plain(value: Any) -> Any:
-    """Without numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

@@ -61,6 +61,8 @@ def _render(
     drawn["layout"]["margin"]["t"] = 76
     return shell.fill(
         "svd.html",
+        verb="svd",
+        headline="",
         script=shell.part("svd.js"),
         data={"figure": drawn, "dark": dict(zip(geometry.AXES, ON_DARK, strict=True))},
         style=STYLE,
